@@ -1,0 +1,341 @@
+"""Running a program: one torch function per kind of step.
+
+Every value is a tensor of its step's scope: 0-d for const and batch, [G], [R] or [N] for the rest (layout.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from grolang.compiler.batch import PER_TOKEN, Batch
+from grolang.compiler.layout import Layout
+from grolang.compiler.program import MAIN, MISMATCHED, Program, Step
+from grolang.language.diagnostics import GroError
+from grolang.language.scopes import Scope
+
+_SUPPLIERS = {
+    "logp": "the policy's forward pass",
+    "logp_old": "the policy that the step started from",
+    "logp_ref": "the reference model",
+    "logp_sampler": "the sampling engine",
+    "entropy": "the policy's forward pass",
+    "label": "the data's `label` column, or which response of a pair it is",
+    "demonstration": "which rows are demonstrations",
+    "group": "the prompt of each sequence",
+    "mismatched": "a pass over the completions of other prompts",
+}
+
+
+def _truth(test: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda a, b: test(a, b).to(a.dtype)
+
+
+def _chain(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a == 0, torch.zeros_like(a), a * b)
+
+
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "subtract": torch.sub,
+    "multiply": torch.mul,
+    "divide": torch.div,
+    "power": torch.pow,
+    "negate": torch.neg,
+    "less": _truth(torch.lt),
+    "less_equal": _truth(torch.le),
+    "greater": _truth(torch.gt),
+    "greater_equal": _truth(torch.ge),
+    "equal": _truth(torch.eq),
+    "not_equal": _truth(torch.ne),
+    "not": lambda a: (a == 0).to(a.dtype),
+    "choose": lambda c, a, b: torch.where(c != 0, a, b),
+    "exp": torch.exp,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "expm1": torch.expm1,
+    "sqrt": torch.sqrt,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": F.logsigmoid,
+    "softplus": lambda x: -F.logsigmoid(-x),
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "clip": lambda x, lo, hi: torch.minimum(torch.maximum(x, lo), hi),
+    "chain": _chain,
+    "stop": torch.detach,
+}
+
+
+class Run:
+    """The values of a program's steps on one batch."""
+
+    def __init__(self, program: Program, batch: Batch, method: str) -> None:
+        self.program = program
+        self.batch = batch
+        self.method = method
+        self.dtype = batch.dtype
+        self.device = batch.mask.device
+        rows = batch.mask.any(1).nonzero()[:, 0]
+        self.layout = Layout(batch.mask, batch.group, rows)
+        self._mismatched: Layout | None = None
+        self._current: dict[str, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def __call__(self, *outputs: str) -> list[Tensor]:
+        """The values of these outputs."""
+        for index in self.program.reachable(*outputs):
+            if index not in self.values:
+                self.values[index] = self._step(self.program.steps[index])
+        return [self.values[self.program.outputs[name]] for name in outputs]
+
+    def now(self, logp: Tensor, entropy: Tensor | None) -> None:
+        """Set the policy's log-probs and entropies [N] in place of the batch's, and forget what came from others."""
+        self._current = {"logp": logp.to(self.dtype)}
+        if entropy is not None:
+            self._current["entropy"] = entropy.to(self.dtype)
+        for index in self.program.current:
+            self.values.pop(index, None)
+
+    def to_slots(self, value: Tensor, scope: Scope) -> Tensor:
+        """A value as a [S, T] tensor, 0 where the mask is off."""
+        whole = value.new_zeros(self.batch.mask.shape)
+        row, slot = self.layout.places
+        whole[self.layout.rows[row], slot] = self._spread(value, scope, Scope.TOKEN, self.layout)
+        return whole
+
+    def to_rows(self, value: Tensor) -> Tensor:
+        """A sequence value as [S], 0 for padding rows."""
+        whole = value.new_zeros(self.batch.mask.shape[0])
+        whole[self.layout.rows] = value
+        return whole
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def _step(self, step: Step) -> Tensor:
+        args = [self.values[argument] for argument in step.args]
+        match step.op:
+            case "const" | "param":
+                return torch.tensor(step.detail[-1], dtype=self.dtype, device=self.device)
+            case "load":
+                return self._load(str(step.detail[0]), step.world)
+            case "count":
+                return self._count(Scope[str(step.detail[0]).upper()], step)
+            case "spread":
+                scope = self.program.steps[step.args[0]].scope
+                return self._spread(args[0], scope, step.scope, self._in(step.world))
+            case "reduce":
+                index, there = self._children(step, step.scope)
+                return _reduced(str(step.detail[0]), args[0], index, there, args[1:]).reshape(
+                    () if step.scope <= Scope.BATCH else (-1,)
+                )
+            case "unreduce":
+                parent = self.program.steps[step.args[1]].scope
+                index, there = self._children(step, parent)
+                return _unreduced(str(step.detail[0]), args[0], args[1], args[2], index, there, args[3:])
+            case "to_go" | "so_far":
+                return _discounted(args[0], args[1], self._in(step.world), backward=step.op == "so_far")
+            case "opposite" | "chosen" | "rejected":
+                return args[0][self._pair(step.op)]
+            case op:
+                return ELEMENTWISE[op](*args)
+
+    def _in(self, world: str) -> Layout:
+        if world == MAIN:
+            return self.layout
+        if self._mismatched is None:
+            self._mismatched = Layout(self._other().mask, None, self.layout.rows)
+        return self._mismatched
+
+    def _other(self) -> Batch:
+        if self.batch.mismatched is None:
+            raise self.missing("mismatched")
+        return self.batch.mismatched
+
+    def missing(self, name: str, prefix: str = "") -> GroError:
+        supplier = _SUPPLIERS.get(name, f"the score function `{name.removeprefix('greedy ')}`")
+        shown = name
+        if name.startswith("greedy "):
+            shown = f"greedy_scores['{name.removeprefix('greedy ')}']"
+        elif name not in _SUPPLIERS:
+            shown = f"scores['{name}']"
+        message = f"`{self.method}` needs `{prefix}{shown}`, and the batch has none"
+        return GroError.plain(message, help=f"pass it to Batch(…); it comes from {supplier}", code="E901")
+
+    def _load(self, name: str, world: str) -> Tensor:
+        layout = self._in(world)
+        batch = self.batch if world == MAIN else self._other()
+        if name == "position":
+            return layout.position.to(self.dtype)
+        if name == "last":
+            return layout.last.to(self.dtype)
+        if world == MAIN and name in self._current:
+            return self._current[name]
+        if name in ("label", "demonstration", *PER_TOKEN):
+            found = getattr(batch, name)
+        elif name.startswith("greedy "):
+            found = batch.greedy_scores.get(name.removeprefix("greedy "))
+        else:
+            found = batch.scores.get(name)
+        if found is None:
+            raise self.missing(name, "mismatched." if world == MISMATCHED else "")
+        found = found.detach()[layout.rows]
+        if name in PER_TOKEN:
+            found = found[layout.places]
+        if name == "label" and not bool((found.abs() == 1).all()):
+            raise GroError.plain("`label` must be +1 or -1 in every row", help="map true to 1 and false to -1")
+        values: Tensor = found.to(self.dtype)
+        return values
+
+    def _count(self, child: Scope, step: Step) -> Tensor:
+        layout = self._in(step.world)
+        if step.scope <= Scope.BATCH:
+            return torch.tensor(self._size(layout, child), dtype=self.dtype, device=self.device)
+        self._grouped(step.scope, child)
+        return layout.children(child, step.scope)[1].sum(1).to(self.dtype)
+
+    def _size(self, layout: Layout, scope: Scope) -> int:
+        self._grouped(scope)
+        return layout.size(scope)
+
+    def _grouped(self, *scopes: Scope) -> None:
+        if Scope.GROUP in scopes and self.batch.group is None:
+            raise self.missing("group")
+
+    def _spread(self, value: Tensor, scope: Scope, to: Scope, layout: Layout) -> Tensor:
+        if scope == to:
+            return value
+        self._grouped(scope, to)
+        if scope <= Scope.BATCH:
+            return value.expand(layout.size(to))
+        return value[layout.parent(to, scope)]
+
+    def _children(self, step: Step, parent: Scope) -> tuple[Tensor, Tensor]:
+        _, child_word, others = step.detail
+        child = Scope[str(child_word).upper()]
+        self._grouped(parent, child, Scope.GROUP if others else child)
+        index, there = self._in(step.world).children(child, parent, bool(others))
+        if others and not bool(there.any(1).all()):
+            alone = int((~there.any(1)).nonzero()[0, 0])
+            ids, group = self.layout.groups
+            message = f"`over others` in a group of one: group {int(ids[group[alone]])} has a single sequence"
+            raise GroError.plain(message, help="draw at least 2 completions per prompt", code="E903")
+        return index, there
+
+    def _pair(self, op: str) -> Tensor:
+        """Which row each value is taken from."""
+        self._grouped(Scope.GROUP)
+        label = self._load("label", MAIN)
+        index, there = self.layout.children(Scope.SEQUENCE, Scope.GROUP)
+        good = there & (label[index] > 0)
+        whole = (there.sum(1) == 2) & (good.sum(1) == 1)
+        if not bool(whole.all()):
+            ids, _ = self.layout.groups
+            bad = int(ids[int((~whole).nonzero()[0, 0])])
+            message = f"group {bad} is not a pair: it needs one sequence with label +1 and one with label -1"
+            raise GroError.plain(message, help="keep both responses of a pair in one batch", code="E904")
+        chosen = index.gather(1, good.long().argmax(1, keepdim=True))[:, 0]
+        rejected = index.gather(1, (there & ~good).long().argmax(1, keepdim=True))[:, 0]
+        if op != "opposite":
+            return chosen if op == "chosen" else rejected
+        group = self.layout.groups[1]
+        return torch.where(label > 0, rejected[group], chosen[group])
+
+
+# --- reductions --------------------------------------------------------------------------------------------------
+
+
+def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Iterable[Tensor]) -> Tensor:
+    """[P]: the function over the children of each parent."""
+    if index.shape[1] == 0:
+        return x.new_zeros(index.shape[0]) if function == "sum" else x.new_full((index.shape[0],), torch.nan)
+    values, count = x[index], there.sum(1).to(x.dtype)
+    match function:
+        case "sum":
+            return torch.where(there, values, 0).sum(1)
+        case "mean":
+            return _mean(values, there, count)
+        case "std" | "sample_std":
+            distance = torch.where(there, values - _mean(values, there, count)[:, None], 0)
+            return torch.sqrt(distance.square().sum(1) / (count if function == "std" else count - 1))
+        case "max":
+            return torch.where(there, values, -torch.inf).amax(1)
+        case "min":
+            return torch.where(there, values, torch.inf).amin(1)
+        case "quantile":
+            _, low, high, share = _neighbours(values, there, count, next(iter(more)))
+            return low + (high - low) * share
+        case _:
+            raise AssertionError(f"bug in grolang: no reduction `{function}`")
+
+
+def _mean(values: Tensor, there: Tensor, count: Tensor) -> Tensor:
+    """Around the first value, so that the mean of equal values is that value to the last bit."""
+    first = values.gather(1, there.long().argmax(1, keepdim=True))
+    return first[:, 0] + torch.where(there, values - first, 0).sum(1) / count
+
+
+def _neighbours(values: Tensor, there: Tensor, count: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Order, the two neighbours of the q-quantile, and how far it lies between them."""
+    order = torch.where(there, values, torch.inf).argsort(dim=1, stable=True)
+    place = q * (count - 1)
+    floor = place.floor()
+    at = floor.long().clamp(min=0)[:, None]
+    above = torch.minimum(at + 1, (count.long() - 1).clamp(min=0)[:, None])
+    columns = torch.cat([order.gather(1, at), order.gather(1, above)], 1)
+    low, high = values.gather(1, columns).unbind(1)
+    return columns, low, high, place - floor
+
+
+def _unreduced(
+    function: str,
+    x: Tensor,
+    out: Tensor,
+    adjoint: Tensor,
+    index: Tensor,
+    there: Tensor,
+    more: Iterable[Tensor],
+) -> Tensor:
+    """[n]: each child's share of the adjoint, summed over the parents that it belongs to."""
+    values, count = x[index], there.sum(1).to(x.dtype)[:, None]
+    out, adjoint = out.reshape(-1, 1), adjoint.reshape(-1, 1)
+    match function:
+        case "sum":
+            share = adjoint.expand_as(values)
+        case "mean":
+            share = (adjoint / count).expand_as(values)
+        case "std" | "sample_std":
+            distance = values - _mean(values, there, count[:, 0])[:, None]
+            divisor = out * (count if function == "std" else count - 1)
+            share = torch.where(out == 0, 0, adjoint * distance / divisor)  # a kink: 0 is a subgradient
+        case "max" | "min":
+            best = there & (values == out)
+            share = torch.where(best, adjoint / best.sum(1, keepdim=True), 0)
+        case _:
+            columns, _, _, part = _neighbours(values, there, count[:, 0], next(iter(more)))
+            share = torch.zeros_like(values)
+            share.scatter_add_(1, columns[:, :1], adjoint * (1 - part)[:, None])
+            share.scatter_add_(1, columns[:, 1:], adjoint * part[:, None])
+    # accumulate=True sums in a fixed order on every device
+    return torch.zeros_like(x).index_put((index[there],), share[there], accumulate=True)
+
+
+def _discounted(x: Tensor, g: Tensor, layout: Layout, *, backward: bool) -> Tensor:
+    """Σ_{k>=t} g^(k-t) x_k along each completion (`backward`: over k <= t), in log2(T) doublings."""
+    row, position = layout.places[0], layout.position
+    width = int(layout.lengths.max()) if layout.lengths.numel() else 0
+    table = x.new_zeros(layout.rows.numel(), width)
+    table[row, position] = x
+    reach, power = 1, g
+    while reach < width:
+        pad = (reach, 0) if backward else (0, reach)
+        rest = table[:, :-reach] if backward else table[:, reach:]
+        table = table + power * F.pad(rest, pad)
+        reach, power = 2 * reach, power * power
+    return table[row, position]

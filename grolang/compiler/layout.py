@@ -1,0 +1,102 @@
+"""Who belongs to whom: tokens to sequences, sequences to groups, all to the batch.
+
+Values live without padding: [N] valid tokens, [R] rows that are not padding, [G] groups. So no masked slot ever
+takes part in arithmetic, and whatever stands there, NaN included, cannot reach a result.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from grolang.language.scopes import Scope
+
+_Children = tuple[Tensor, Tensor]
+
+
+class Layout:
+    """The memberships of one mask. `rows` are the rows of the batch that are in use."""
+
+    def __init__(self, mask: Tensor, group: Tensor | None, rows: Tensor) -> None:
+        self.mask = mask[rows]
+        self.rows = rows
+        self._group = None if group is None else group[rows]
+        self._children: dict[tuple[Scope, Scope, bool], _Children] = {}
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and slot of each valid token, sequence after sequence."""
+        row, slot = self.mask.nonzero(as_tuple=True)
+        return row, slot
+
+    @cached_property
+    def position(self) -> Tensor:
+        """How many completion tokens of its sequence stand before each token."""
+        return (self.mask.long().cumsum(1) - 1)[self.places]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return self.mask.sum(1)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """Whether each token is the last of its completion."""
+        return self.position == self.lengths[self.places[0]] - 1
+
+    @cached_property
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """The ids of the groups, sorted, and the index of each row's group among them."""
+        assert self._group is not None
+        ids, index = torch.unique(self._group, return_inverse=True)
+        return ids, index
+
+    def size(self, scope: Scope) -> int:
+        if scope is Scope.TOKEN:
+            return self.places[0].numel()
+        if scope is Scope.SEQUENCE:
+            return self.rows.numel()
+        return self.groups[0].numel() if scope is Scope.GROUP else 1
+
+    def parent(self, child: Scope, parent: Scope) -> Tensor:
+        """The index of each child's parent."""
+        if parent <= Scope.BATCH:
+            return torch.zeros(self.size(child), dtype=torch.long, device=self.mask.device)
+        if child is Scope.TOKEN:
+            row = self.places[0]
+            return row if parent is Scope.SEQUENCE else self.groups[1][row]
+        return self.groups[1]
+
+    def children(self, child: Scope, parent: Scope, others: bool = False) -> _Children:
+        """The children of each parent: indices [P, W] and which of them are there.
+
+        With `others`, parents are sequences and their children those of the rest of their group.
+        """
+        key = (child, parent, others)
+        if key not in self._children:
+            self._children[key] = (
+                self._others(child) if others else self._table(self.parent(child, parent), self.size(parent))
+            )
+        return self._children[key]
+
+    def _table(self, parent: Tensor, parents: int) -> _Children:
+        count = torch.bincount(parent, minlength=parents)
+        width = int(count.max()) if parents and parent.numel() else 0
+        order = torch.argsort(parent, stable=True)
+        start = count.cumsum(0) - count
+        rank = torch.arange(parent.numel(), device=parent.device) - start[parent[order]]
+        index = parent.new_zeros(parents, width)
+        index[parent[order], rank] = order
+        there = torch.arange(width, device=parent.device) < count[:, None]
+        return index, there
+
+    def _others(self, child: Scope) -> _Children:
+        members, there = self.children(Scope.SEQUENCE, Scope.GROUP)
+        mates, present = members[self.groups[1]], there[self.groups[1]]  # [R, K]
+        present = present & (mates != torch.arange(mates.shape[0], device=mates.device)[:, None])
+        if child is Scope.TOKEN:
+            tokens, of_token = self.children(Scope.TOKEN, Scope.SEQUENCE)
+            present = (present[:, :, None] & of_token[mates]).flatten(1)
+            mates = tokens[mates].flatten(1)
+        return mates, present

@@ -1,0 +1,231 @@
+"""IR to a program: the estimator of LANGUAGE.md, 2 and 6, written out step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from grolang.compiler.derivative import gradient
+from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
+from grolang.language.ir import (
+    Arbitrary,
+    Argument,
+    Call,
+    Expr,
+    MethodIR,
+    Named,
+    Number,
+    Observed,
+    Parameter,
+    Reduce,
+    Step,
+)
+from grolang.language.scopes import REDUCED, Scope
+
+
+class Lowering:
+    """Writes the steps of one method's expressions, each definition once."""
+
+    def __init__(self, method: MethodIR, builder: Builder | None = None) -> None:
+        self.method = method
+        self.builder = builder or Builder()
+        self._done: dict[tuple[str, str, bool], int] = {}
+        self._arguments: dict[str, int] = {}
+        self._greedy = False
+
+    def component(self, name: str, world: str = MAIN) -> int:
+        """A definition or component."""
+        key = (name, world, self._greedy)
+        if key not in self._done:
+            self._done[key] = self.expression(self.method.definitions[name].body, world)
+        return self._done[key]
+
+    def function(self, name: str, argument: int) -> int:
+        """omega or upsilon of a step."""
+        self._arguments[name] = argument
+        return self.expression(self.method.functions[name].body, MAIN)
+
+    def expression(self, expr: Expr, world: str = MAIN) -> int:
+        before, self.builder.span = self.builder.span, expr.span
+        try:
+            return self._expression(expr, world)
+        finally:
+            self.builder.span = before
+
+    def _expression(self, expr: Expr, world: str) -> int:
+        build = self.builder
+        match expr:
+            case Number():
+                return build.number(expr.value)
+            case Parameter():
+                value = self.method.parameters[expr.name].value
+                return build.emit("param", detail=(expr.name, value), scope=Scope.CONST)
+            case Observed():
+                return self._observed(expr, world)
+            case Named():
+                return self.component(expr.name, world)
+            case Argument():
+                return self._arguments[expr.name]
+            case Arbitrary():
+                return build.load(f"any {expr.span.start}", expr.scope, world)
+            case Reduce():
+                return self._reduce(expr, world)
+            case Call():
+                return self._call(expr, world)
+
+    def _observed(self, expr: Observed, world: str) -> int:
+        build = self.builder
+        match expr.name:
+            case "length":
+                return build.count(Scope.TOKEN, Scope.SEQUENCE, world)
+            case "group_size":
+                return build.count(Scope.SEQUENCE, Scope.GROUP)
+            case "logp_old" if world == MAIN and "demonstrations" in self.method.data:
+                return self._old_policy()
+            case name if self._greedy and name in self.method.scores:
+                return build.load(f"greedy {name}", Scope.SEQUENCE)
+            case name:
+                return build.load(name, expr.scope, world)
+
+    def _old_policy(self) -> int:
+        """For a demonstration `logp_old` is `logp`, as a number: nobody drew it."""
+        build = self.builder
+        now = build.emit("stop", [build.load("logp", Scope.TOKEN)], scope=Scope.TOKEN)
+        if self.method.data == ("demonstrations",):
+            return now
+        shown = build.load("demonstration", Scope.SEQUENCE)
+        return build.apply("choose", shown, now, build.load("logp_old", Scope.TOKEN))
+
+    def _reduce(self, expr: Reduce, world: str) -> int:
+        value, *more = (self.expression(argument, world) for argument in expr.arguments)
+        # A group's value over the batch counts once for each of the group's sequences.
+        child = max(expr.arguments[0].scope, Scope.SEQUENCE)
+        parent = REDUCED[expr.axis]
+        return self.builder.reduce(
+            expr.function, value, child, parent, *more, others=expr.axis == "others", world=world
+        )
+
+    def _call(self, expr: Call, world: str) -> int:
+        build = self.builder
+        match expr.function:
+            case "mismatched":
+                value = self.expression(expr.arguments[0], MISMATCHED)
+                return build.spread(value, Scope.SEQUENCE)
+            case "greedy":
+                self._greedy = True
+                try:
+                    return self.expression(expr.arguments[0], world)
+                finally:
+                    self._greedy = False
+        args = [self.expression(argument, world) for argument in expr.arguments]
+        match expr.function:
+            case "sg":
+                return build.emit("stop", args, scope=build[args[0]].scope, world=world)
+            case "terminal":
+                last = build.load("last", Scope.TOKEN, world)
+                return build.apply("choose", last, args[0], build.number(0), world=world)
+            case "to_go":
+                place = build.spread(args[0], Scope.TOKEN, world)
+                return build.emit("to_go", [place, args[1]], scope=Scope.TOKEN, world=world)
+            case "opposite" | "chosen" | "rejected":
+                place = build.spread(args[0], Scope.SEQUENCE)
+                return build.emit(expr.function, [place], scope=expr.scope)
+            case function:
+                return build.apply(function, *args, world=world)
+
+    # --- the estimator ------------------------------------------------------------------------------------------
+
+    def weight(self, steps: Iterable[Step], scope: Scope) -> int:
+        """The factor that an aggregation gives to each value of this scope, so that it is Σ weight · value.
+
+        A step over an axis that the scope does not have is skipped; `over sequences` of a group value counts it
+        once for each of its sequences (LANGUAGE.md, 6).
+        """
+        build, left, weight = self.builder, scope, self.builder.number(1)
+        for step in steps:
+            build.span = step.span
+            after = {
+                "tokens": Scope.SEQUENCE,
+                "group": Scope.GROUP,
+                "sequences": Scope.BATCH,
+                "groups": Scope.BATCH,
+                "batch": Scope.BATCH,
+            }[step.axis]
+            if left <= after:
+                continue
+            if step.axis == "sequences" and left is Scope.GROUP:
+                weight = build.apply("multiply", weight, build.count(Scope.SEQUENCE, Scope.GROUP))
+                left = Scope.SEQUENCE
+            if step.function == "mean":
+                weight = build.apply("divide", weight, build.count(left, after))
+            if step.divisor is not None:
+                weight = build.apply("divide", weight, self._divisor(step.divisor))
+            left = after
+        return weight
+
+    def _divisor(self, divisor: float | str) -> int:
+        if isinstance(divisor, float):
+            return self.builder.number(divisor)
+        value = self.method.parameters[divisor].value
+        return self.builder.emit("param", detail=(divisor, value), scope=Scope.CONST)
+
+    def total(self, expr: Expr, steps: Iterable[Step]) -> tuple[int, int]:
+        """An expression aggregated to one number, and the coefficients that descend it: −∂total/∂logp."""
+        build = self.builder
+        value = build.spread(self.expression(expr), expr.scope)
+        weight = self.weight(steps, expr.scope)
+        product = build.apply("multiply", weight, value)
+        total = product if expr.scope <= Scope.BATCH else build.reduce("sum", product, expr.scope, Scope.BATCH)
+        slope = gradient(build, value, weight, build.load("logp", Scope.TOKEN))
+        return total, build.apply("negate", slope)
+
+
+def lower(method: MethodIR) -> Program:
+    """The program of a method.
+
+    Outputs: `coefficient` [N], −∂loss/∂logp of each valid token; `score_coefficient`, the same without the
+    penalty; `penalty`, its aggregated value; the components; each report as `report NAME`, one number; and
+    `implicit_reward` [S], alpha · label · measure, where the data has labels.
+    """
+    low = Lowering(method)
+    build = low.builder
+    outputs = {name: low.component(name) for name in ("advantage", "measure", "credit")}
+    if "reward" in method.definitions:
+        outputs["reward"] = low.component("reward")
+    distance = build.apply("subtract", low.component("measure"), low.component("anchor"))
+    outputs["z"] = build.apply("multiply", low.component("alpha"), distance)
+    outputs["omega"] = low.function("omega", outputs["z"])
+    outputs["upsilon"] = low.function("upsilon", outputs["advantage"])
+    factors = [
+        outputs["credit"],
+        outputs["omega"],
+        outputs["upsilon"],
+        low.weight(method.aggregate, Scope.TOKEN),
+    ]
+    product = factors[0]
+    for factor in factors[1:]:
+        product = build.apply("multiply", product, factor)
+    outputs["score_coefficient"] = build.spread(product, Scope.TOKEN)
+    outputs["penalty"], slope = low.total(method.definitions["penalty"].body, method.aggregate)
+    outputs["coefficient"] = build.spread(build.apply("add", product, slope), Scope.TOKEN)
+    for name, report in method.reports.items():
+        outputs[f"report {name}"] = _mean(low, report.body)
+    if set(method.data) & {"preference", "unpaired"} and method.definitions["measure"].given:
+        outputs["implicit_reward"] = _implicit_reward(low, outputs["measure"])
+    return Program(tuple(build.steps), outputs)
+
+
+def _mean(low: Lowering, expr: Expr) -> int:
+    """The mean over the batch: over all tokens of a token value, over all sequences of the rest."""
+    value = low.expression(expr)
+    if expr.scope <= Scope.BATCH:
+        return value
+    return low.builder.reduce("mean", value, max(expr.scope, Scope.SEQUENCE), Scope.BATCH)
+
+
+def _implicit_reward(low: Lowering, measure: int) -> int:
+    build = low.builder
+    signed = build.apply("multiply", low.component("alpha"), build.load("label", Scope.SEQUENCE))
+    reward = build.apply("multiply", signed, measure)
+    if build[reward].scope is Scope.TOKEN:
+        return build.reduce("sum", reward, Scope.TOKEN, Scope.SEQUENCE)
+    return build.spread(reward, Scope.SEQUENCE)

@@ -1,0 +1,169 @@
+"""The public face of a method: load it, ask what it needs, evaluate it on a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from grolang.compiler.batch import Batch
+from grolang.compiler.blame import not_finite
+from grolang.compiler.execute import Run
+from grolang.compiler.fused import attach
+from grolang.compiler.lowering import lower
+from grolang.compiler.needs import Needs, needs
+from grolang.compiler.program import Program
+from grolang.language import library
+from grolang.language.checker import bound, check
+from grolang.language.ir import MethodIR, ScoreRow
+from grolang.language.scopes import Scope
+from grolang.language.source import Source
+
+_PARTS = ("reward", "advantage", "measure", "z", "omega", "upsilon", "credit")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A method on a batch.
+
+    coefficients: [S, T], the factor in front of each ∇ log π, 0 where the mask is off.
+    loss: scalar, −Σ score coefficient · logp + penalty; its gradient in `batch.logp` is −coefficients.
+    reports: each `report`, its mean over the batch.
+    parts: reward, advantage, measure, z, omega, upsilon, credit; [S, T] each, 0 where the mask is off.
+    implicit_reward: [S], alpha · label · measure, for data with labels and a measure of its own.
+    """
+
+    coefficients: Tensor
+    loss: Tensor
+    reports: dict[str, float]
+    parts: dict[str, Tensor]
+    implicit_reward: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A checked method with its parameters set."""
+
+    ir: MethodIR
+    sources: Mapping[str, Source]
+
+    @property
+    def name(self) -> str:
+        return self.ir.name
+
+    @property
+    def title(self) -> str:
+        return self.ir.title
+
+    @property
+    def path(self) -> str:
+        return self.ir.file
+
+    @property
+    def text(self) -> str:
+        """The text of its file."""
+        return self.sources[self.ir.file].text
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        return self.ir.data
+
+    @property
+    def group(self) -> int:
+        """Completions drawn for each prompt."""
+        return self.ir.group or 1
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {name: row.value for name, row in self.ir.parameters.items()}
+
+    @property
+    def scores(self) -> dict[str, ScoreRow]:
+        return self.ir.scores
+
+    @cached_property
+    def program(self) -> Program:
+        """The tensor steps that compute it."""
+        return lower(self.ir)
+
+    @cached_property
+    def needs(self) -> Needs:
+        return needs(self.program, tuple(self.ir.scores))
+
+    def replace(self, **params: float) -> Method:
+        """The same method with other parameter values; a wrong name or value is a GroError."""
+        return Method(bound(self.ir, params), self.sources)
+
+    def coefficients(self, batch: Batch) -> Tensor:
+        """[S, T]: −∂loss/∂logp, 0 where the mask is off.
+
+        Raises GroError where the batch lacks a tensor that the method uses (it says which, and what supplies it),
+        and where a coefficient is not finite (it says which expression made it so).
+        """
+        run = self._run(batch)
+        return self._coefficients(run)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """A scalar whose gradient in `batch.logp` is −coefficients: −Σ score coefficient · logp + penalty."""
+        run = self._run(batch)
+        return self._loss(run, self._coefficients(run))
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """Coefficients, loss, reports and parts in one go."""
+        run = self._run(batch)
+        coefficients = self._coefficients(run)
+        outputs = self.program.outputs
+        parts = {name: self._part(run, name) for name in _PARTS if name in outputs}
+        reports = {
+            name.removeprefix("report "): float(run(name)[0])
+            for name in outputs
+            if name.startswith("report ") and run.layout.rows.numel()
+        }
+        implicit = run.to_rows(run("implicit_reward")[0]) if "implicit_reward" in outputs else None
+        return Evaluation(coefficients, self._loss(run, coefficients), reports, parts, implicit)
+
+    def _run(self, batch: Batch) -> Run:
+        return Run(self.program, batch, self.name)
+
+    def _part(self, run: Run, name: str) -> Tensor:
+        return run.to_slots(run(name)[0], self.program.steps[self.program.outputs[name]].scope)
+
+    def _coefficients(self, run: Run) -> Tensor:
+        if not run.layout.rows.numel():
+            return torch.zeros(run.batch.mask.shape, dtype=run.dtype, device=run.device)
+        (value,) = run("coefficient")
+        if not bool(torch.isfinite(value).all()):
+            raise not_finite(run, "coefficient", self.sources)
+        return run.to_slots(value, Scope.TOKEN)
+
+    def _loss(self, run: Run, coefficients: Tensor) -> Tensor:
+        logp = run.batch.logp
+        if logp is None:
+            raise run.missing("logp")
+        if not run.layout.rows.numel():
+            return attach(torch.zeros((), dtype=run.dtype, device=run.device), (logp,), (-coefficients,))
+        score, penalty = run("score_coefficient", "penalty")
+        row, slot = run.layout.places
+        now = logp.detach()[run.layout.rows[row], slot].to(run.dtype)
+        return attach(penalty - (score * now).sum(), (logp,), (-coefficients,))
+
+
+def load(name_or_path: str | os.PathLike[str], **params: float) -> Method:
+    """A method from a `.gro` file or from the built-in ones, with parameters set.
+
+    >>> load("dpo", beta=0.2).params
+    {'beta': 0.2}
+
+    Raises GroError with every error of the file, or for a parameter that it does not have.
+    """
+    return from_source(library.find(name_or_path), **params)
+
+
+def from_source(source: Source, **params: float) -> Method:
+    """The same from a text."""
+    checked = check(source)
+    return Method(bound(checked.unwrap(), params), dict(checked.sources))

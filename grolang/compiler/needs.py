@@ -1,0 +1,89 @@
+"""What a program needs, and what must be together before a coefficient is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grolang.compiler.program import CURRENT, MAIN, MISMATCHED, Program
+from grolang.language.scopes import Scope
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the method needs to be run.
+
+    `scope` is the finest part of the step that must be there before a coefficient is known from the current
+    log-probs: "none" (known before the policy runs), "token", "sequence", "group" or "batch".
+    `mismatched_scope` is the same for the log-probs of the mismatched completions.
+    """
+
+    reference: bool
+    mismatched: bool
+    greedy: bool
+    entropy: bool
+    old: bool
+    sampler: bool
+    scores: tuple[str, ...]
+    scope: str
+    mismatched_scope: str
+
+    @property
+    def words(self) -> list[str]:
+        """The models and passes beyond the policy's own, in words."""
+        rows = (
+            (self.reference, "reference model"),
+            (self.mismatched, "mismatched pass"),
+            (self.greedy, "greedy completions"),
+            (self.sampler, "sampler log-probs"),
+            (self.entropy, "entropy"),
+        )
+        return [word for needed, word in rows if needed]
+
+
+def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
+    """Read off the steps that the coefficients and the reports use."""
+    wanted = ["coefficient", *(name for name in program.outputs if name.startswith("report "))]
+    steps = [program.steps[index] for index in program.reachable(*wanted)]
+    loads = {(str(step.detail[0]), step.world) for step in steps if step.op == "load"}
+    names = {name for name, _ in loads}
+    return Needs(
+        reference="logp_ref" in names,
+        mismatched=any(world == MISMATCHED for _, world in loads),
+        greedy=any(name.startswith("greedy ") for name in names),
+        entropy="entropy" in names,
+        old="logp_old" in names,
+        sampler="logp_sampler" in names,
+        scores=tuple(name for name in score_names if name in names or f"greedy {name}" in names),
+        scope=_extent(program, MAIN),
+        mismatched_scope=_extent(program, MISMATCHED),
+    )
+
+
+def _extent(program: Program, world: str) -> str:
+    """How far the current log-probs of a world spread before they reach a coefficient."""
+    none = Scope.TOKEN + 1  # finer than any: nothing of the current policy
+    extents: dict[int, int] = {}
+    for index in program.reachable("coefficient"):
+        step = program.steps[index]
+        extent = min((extents[argument] for argument in step.args), default=none)
+        if step.op == "load" and step.detail[0] in CURRENT and step.world == world:
+            extent = Scope.TOKEN
+        elif extent < none:
+            match step.op:
+                case "to_go" | "so_far":
+                    extent = min(extent, Scope.SEQUENCE)
+                case "opposite" | "chosen" | "rejected":
+                    extent = min(extent, Scope.GROUP)
+                case "reduce" | "unreduce":
+                    joint = Scope.GROUP if step.detail[2] else _parent(program, index)
+                    extent = min(extent, joint)
+        extents[index] = extent
+    found = extents[program.outputs["coefficient"]]
+    return "none" if found == none else Scope(found).word
+
+
+def _parent(program: Program, index: int) -> Scope:
+    """The scope whose members a reduction (or its adjoint) mixes."""
+    step = program.steps[index]
+    owner = step if step.op == "reduce" else program.steps[step.args[1]]
+    return owner.scope

@@ -1,0 +1,204 @@
+"""A program: a straight list of tensor steps, each used by later ones, and the builder that writes it.
+
+A step's value is a tensor of its scope: one number for const and batch, [G] per group, [S] per sequence, [N] per
+valid token. A step exists once, however often the method says it, and what the numbers 0 and 1 make vanish is
+never written: `beta = 0` drops a penalty with all that only it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from grolang.language.functions import FUNCTIONS
+from grolang.language.scopes import Scope
+from grolang.language.source import Span
+
+#: where tokens live: the batch itself, or the completions under another prompt
+MAIN, MISMATCHED = "batch", "mismatched"
+
+#: what the current policy's pass gives
+CURRENT = ("logp", "entropy")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation. `args` are earlier steps, `detail` what is known when the program is written.
+
+    =========== ================================ =====================================================
+    op          detail                           value
+    =========== ================================ =====================================================
+    const       (value,)                         the number
+    param       (name, value)                    the parameter
+    load        (name,)                          a tensor of the batch
+    count       (child, parent)                  children of each parent: tokens of a sequence, …
+    spread      ()                               a coarser value at each place of the step's scope
+    reduce      (function, child, others)        over the children of each parent (`others`: but itself)
+    unreduce    (function, child, others)        its adjoint: args are x, out, the adjoint of out[, q]
+    stop        ()                               the argument, as a number
+    chain       ()                               a * b, and 0 where a is 0 whatever b is
+    to_go       ()                               sum over k >= t of g^(k-t) x_k; so_far: over k <= t
+    opposite …  ()                               forms that pick rows of a pair
+    NAME        ()                               a row of the table of functions
+    =========== ================================ =====================================================
+    """
+
+    op: str
+    args: tuple[int, ...]
+    detail: tuple[str | float, ...]
+    scope: Scope
+    world: str
+    span: Span | None = field(compare=False, default=None)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in the order in which they run, and where each output stands."""
+
+    steps: tuple[Step, ...]
+    outputs: dict[str, int]
+
+    @cached_property
+    def current(self) -> frozenset[int]:
+        """The steps whose value changes with the current policy's log-probs or entropies."""
+        found: set[int] = set()
+        for index, step in enumerate(self.steps):
+            loads = step.op == "load" and step.detail[0] in CURRENT and step.world == MAIN
+            if loads or not found.isdisjoint(step.args):
+                found.add(index)
+        return frozenset(found)
+
+    def reachable(self, *outputs: str) -> list[int]:
+        """The steps that these outputs need, in order."""
+        wanted = {self.outputs[name] for name in outputs}
+        for index in range(max(wanted, default=-1), -1, -1):
+            if index in wanted:
+                wanted.update(self.steps[index].args)
+        return sorted(wanted)
+
+
+class Builder:
+    """Writes steps, each once, and leaves out what cannot matter."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._known: dict[Step, int] = {}
+        self.span: Span | None = None
+
+    def __getitem__(self, index: int) -> Step:
+        return self.steps[index]
+
+    def emit(
+        self,
+        op: str,
+        args: Iterable[int] = (),
+        detail: tuple[str | float, ...] = (),
+        *,
+        scope: Scope,
+        world: str = MAIN,
+    ) -> int:
+        step = Step(op, tuple(args), detail, scope, world, self.span)
+        if step not in self._known:
+            self._known[step] = len(self.steps)
+            self.steps.append(step)
+        return self._known[step]
+
+    def number(self, value: float) -> int:
+        return self.emit("const", detail=(float(value),), scope=Scope.CONST)
+
+    def value(self, index: int) -> float | None:
+        """The value of a step that is known before any batch."""
+        step = self.steps[index]
+        return float(step.detail[-1]) if step.op in ("const", "param") else None
+
+    def load(self, name: str, scope: Scope, world: str = MAIN) -> int:
+        return self.emit("load", detail=(name,), scope=scope, world=world)
+
+    def count(self, child: Scope, parent: Scope, world: str = MAIN) -> int:
+        return self.emit("count", detail=(child.word,), scope=parent, world=world)
+
+    def spread(self, index: int, scope: Scope, world: str = MAIN) -> int:
+        """The value at each place of a finer scope."""
+        if self.steps[index].scope >= scope:
+            return index
+        return self.emit("spread", [index], scope=scope, world=world)
+
+    def apply(self, function: str, *args: int, world: str = MAIN) -> int:
+        """A function of the table, at the finest scope of its arguments."""
+        if (short := self._vanished(function, args)) is not None:
+            return short
+        scope = max((self.steps[index].scope for index in args), default=Scope.CONST)
+        places = [self._at(index, scope, world) for index in args]
+        return self.emit(function, places, scope=scope, world=world if scope >= Scope.SEQUENCE else MAIN)
+
+    def _at(self, index: int, scope: Scope, world: str) -> int:
+        """Single numbers meet tensors as they are; the rest is spread."""
+        own = self.steps[index].scope
+        return index if own <= Scope.BATCH else self.spread(index, scope, world)
+
+    def _vanished(self, function: str, args: tuple[int, ...]) -> int | None:
+        """What a step is without being computed, where a 0 or a 1 decides it."""
+        known = [self.value(index) for index in args]
+        match function:
+            case "multiply" | "chain" if 0.0 in known:
+                return self.number(0)
+            case "multiply" | "chain" if 1.0 in known:
+                return args[1 - known.index(1.0)]
+            case "chain" if -1.0 in known:
+                return self.apply("negate", args[1 - known.index(-1.0)])
+            case "divide" if known[0] == 0.0:
+                return args[0]
+            case "divide" | "power" if known[1] == 1.0:
+                return args[0]
+            case "power" if known[1] == 0.0 or known[0] == 1.0:
+                return self.number(1)
+            case "add" if 0.0 in known:
+                return args[1 - known.index(0.0)]
+            case "subtract" if known[1] == 0.0:
+                return args[0]
+            case "subtract" if known[0] == 0.0:
+                return self.apply("negate", args[1])
+            case "choose" if known[0] is not None:
+                return args[1] if known[0] else args[2]
+            case "choose" if args[1] == args[2]:
+                return args[1]
+            case "negate" if known[0] is not None:
+                return self.number(0.0 if known[0] == 0 else -known[0])
+            case "negate" if self.steps[args[0]].op == "negate":
+                return self.steps[args[0]].args[0]
+            case _:
+                return None
+
+    def reduce(
+        self,
+        function: str,
+        index: int,
+        child: Scope,
+        parent: Scope,
+        *more: int,
+        others: bool = False,
+        world: str = MAIN,
+    ) -> int:
+        """Over the children of each parent."""
+        if self.value(index) == 0.0 and function != "quantile":
+            return index
+        place = self.spread(index, child, world)
+        detail = (function, child.word, "others" if others else "")
+        return self.emit("reduce", [place, *more], detail, scope=parent, world=world)
+
+
+def described(program: Program, names: dict[int, str] | None = None) -> str:
+    """A program as text, a step a line, with its scope: what `grolang show --stage steps` prints."""
+    shown = {index: f"%{index}" for index in range(len(program.steps))} | (names or {})
+    lines = []
+    order = program.reachable(*program.outputs)
+    for index in order:
+        step = program.steps[index]
+        words = [str(part) if isinstance(part, str) else f"{part:g}" for part in step.detail if part != ""]
+        symbol = FUNCTIONS[step.op].name if step.op in FUNCTIONS else step.op
+        world = " of the mismatched completions" if step.world == MISMATCHED and step.op == "load" else ""
+        inner = ", ".join([*words, *(shown[arg] for arg in step.args)])
+        lines.append(f"{shown[index]:>5} = {symbol}({inner}) : {step.scope.word}{world}")
+    lines += [f"{name} → {shown[index]}" for name, index in program.outputs.items()]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Text to checked IR. Nothing in this room imports torch."""

@@ -1,0 +1,226 @@
+"""What a file says, statement by statement, after `extends`: each thing once, each under a name it may take."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lark import Token, Tree
+
+from grolang.language import library
+from grolang.language.diagnostics import Diagnostic
+from grolang.language.findings import Findings, nearest
+from grolang.language.functions import CALLABLE, COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES
+from grolang.language.source import Source, Span
+from grolang.language.syntax import Statement, parse
+
+MAX_EXTENDS = 16
+MAX_NODES = 10_000
+MAX_DEPTH = 200
+
+COMPONENTS = ("reward", "baseline", "advantage", "measure", "anchor", "alpha", "credit", "penalty")
+FUNCTION_COMPONENTS = ("omega", "upsilon")
+
+#: what a name is written as in the table, whatever the author's spelling
+Key = tuple[str, str]
+_NAMED = {
+    "param": "name",
+    "score": "name",
+    "definition": "name",
+    "function": "name",
+    "report": "report",
+    "law": "law",
+}
+
+
+def canonical(name: str) -> str:
+    """One form for every spelling of a name: NFKC as in Python, and `ω` for `omega`."""
+    name = unicodedata.normalize("NFKC", name)
+    return COMPONENT_SPELLINGS.get(name, name)
+
+
+@dataclass
+class Declarations:
+    """Every statement in force by what it declares, the method's own name and title, and the files read."""
+
+    name: str = ""
+    title: str = ""
+    place: Span = Span(file="", start=0, end=0)
+    parents: tuple[str, ...] = ()
+    table: dict[Key, Statement] = field(default_factory=dict)
+    laws: dict[str, Statement] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> Iterator[tuple[str, Statement]]:
+        """Name and statement of each declaration of a kind, in the order of the file."""
+        for (_, name), statement in self.table.items():
+            if statement.kind == kind:
+                yield name, statement
+
+    def one(self, kind: str) -> Statement | None:
+        return self.table.get((kind, ""))
+
+
+def leaf(statement: Statement, index: int = 0) -> Token:
+    """The index-th word directly below a statement."""
+    token = statement.tree.children[index]
+    assert isinstance(token, Token)
+    return token
+
+
+def text(token: Token | Tree[Token] | None) -> str:
+    """The text between quotes."""
+    return "" if token is None else str(token)[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+
+
+def declare(source: Source, findings: Findings) -> Declarations:
+    """Read a file and what it extends."""
+    found = Declarations()
+    _read(source, found, findings, chain=())
+    nodes = sum(sum(1 for _ in statement.tree.iter_subtrees()) for statement in found.table.values())
+    if nodes > MAX_NODES:
+        findings.add("E104", f"the method has more than {MAX_NODES} parts", found.place, help="simplify it")
+    return found
+
+
+def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[Source, ...]) -> None:
+    """Add a file's statements: first its parent's, then its own in their place."""
+    found.sources[source.name] = source
+    parsed, problems = parse(source)
+    findings.extend(problems)
+    own: dict[Key, Statement] = {}
+    for statement in parsed:
+        if _depth(statement.tree) > MAX_DEPTH:
+            help = "name parts of it in definitions of their own"
+            findings.add("E104", f"an expression more than {MAX_DEPTH} deep", _head(statement), help=help)
+            continue
+        key = _key(statement)
+        if key in own:
+            first = own[key]
+            what = f"`{key[1]}`" if key[1] else f"`{statement.kind}`"
+            findings.add(
+                "E202",
+                f"{what} is said twice",
+                _head(statement),
+                label="again here",
+                notes=[(_head(first), "first said here")],
+                help="delete one of the two",
+            )
+            continue
+        own[key] = statement
+        if key[0] == "name":
+            _check_name(statement, findings)
+    method = own.pop(("method", ""), None)
+    _check_method(method, source, parsed, problems, findings)
+    if parent := own.pop(("extends", ""), None):
+        _extend(parent, source, found, findings, chain)
+    found.laws = {name: law for (kind, name), law in own.items() if kind == "law"}
+    found.table |= {key: statement for key, statement in own.items() if key[0] != "law"}
+    if method is not None:
+        found.name, found.title = str(leaf(method)), text(method.tree.children[1])
+        found.place = _head(method)
+    else:
+        found.place = Span(file=source.name, start=0, end=0)
+
+
+def _depth(tree: Tree[Token]) -> int:
+    """Levels of a tree, counted without recursion."""
+    deepest, level = 0, [tree]
+    while level:
+        deepest += 1
+        level = [child for node in level for child in node.children if isinstance(child, Tree)]
+    return deepest
+
+
+def _key(statement: Statement) -> Key:
+    space = _NAMED.get(statement.kind)
+    if space is None:
+        return statement.kind, ""
+    return space, canonical(str(leaf(statement)))
+
+
+def _head(statement: Statement) -> Span:
+    """The word that names what a statement declares, else its keyword."""
+    if statement.kind in _NAMED or statement.kind in ("method", "extends"):
+        return statement.span_of(leaf(statement))
+    return statement.span.model_copy(update={"end": statement.start + len(statement.kind)})
+
+
+def _check_method(
+    method: Statement | None,
+    source: Source,
+    parsed: list[Statement],
+    problems: list[Diagnostic],
+    findings: Findings,
+) -> None:
+    start = Span(file=source.name, start=0, end=0)
+    if method is None:
+        if not any(line.startswith("method") for line in source.text.split("\n")):
+            findings.add("E105", "the file does not name its method", start, help='begin it with `method NAME "title"`')
+    elif parsed[0] is not method and not problems:
+        findings.add(
+            "E105",
+            "`method` is not the first statement",
+            _head(method),
+            notes=[(_head(parsed[0]), "this stands before it")],
+            help="move the `method` line to the top",
+        )
+
+
+def _check_name(statement: Statement, findings: Findings) -> None:
+    """A definition may not take the name of an observable, a function, a component's kind or a keyword."""
+    token = leaf(statement)
+    name, spelled = canonical(str(token)), str(token)
+    span = statement.span_of(token)
+    kind = {"definition": "definition", "param": "parameter", "score": "score"}.get(statement.kind)
+    if statement.kind == "function":
+        if name not in FUNCTION_COMPONENTS:
+            near = nearest(name, FUNCTION_COMPONENTS)
+            help = f"did you mean `{near}`?" if near else f"write `{name} = …`, or put it into `omega` or `upsilon`"
+            findings.add("E205", f"`{spelled}` is not a function component", span, help=help)
+        return
+    for names, what in ((OBSERVABLES, "an observable"), (CALLABLE, "a function"), (KEYWORDS, "a keyword")):
+        if name in names:
+            findings.add(
+                "E203",
+                f"`{spelled}` is {what}: a {kind} needs a name of its own",
+                span,
+                help=f"call it `my_{name}`",
+            )
+            return
+    if name in FUNCTION_COMPONENTS:
+        argument = {"omega": "z", "upsilon": "a"}[name]
+        help = f"write `{spelled}({argument}) = …`" if statement.kind == "definition" else f"call it `my_{name}`"
+        findings.add("E203", f"`{spelled}` is a function of one argument", span, help=help)
+    elif name in COMPONENTS and statement.kind != "definition":
+        help = f"give it another name and write `{name} = NAME`"
+        findings.add("E203", f"`{spelled}` is a component: a {kind} needs a name of its own", span, help=help)
+
+
+def _extend(
+    statement: Statement, source: Source, found: Declarations, findings: Findings, chain: tuple[Source, ...]
+) -> None:
+    name = str(leaf(statement))
+    span = statement.span_of(leaf(statement))
+    parent = library.sibling(name, source)
+    if parent is None:
+        near = nearest(name, library.built_in())
+        help = f"did you mean `{near}`?" if near else f"put `{name}.gro` into the same folder"
+        findings.add("E601", f"there is no method `{name}` to extend", span, help=help)
+        return
+    if parent.name == source.name or any(parent.name == earlier.name for earlier in chain):
+        way = [*(s.name for s in (*chain, source)), parent.name]
+        way = way[way.index(parent.name) :]
+        findings.add("E603", f"a method extends itself: {' → '.join(way)}", span, help="extend another method")
+        return
+    if len(chain) + 1 > MAX_EXTENDS:
+        findings.add(
+            "E104",
+            f"`extends` goes more than {MAX_EXTENDS} deep",
+            span,
+            help="extend a method nearer the top",
+        )
+        return
+    found.parents = (*found.parents, name)
+    _read(parent, found, findings, (*chain, source))

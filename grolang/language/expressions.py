@@ -1,0 +1,545 @@
+"""Trees to typed expressions: every name resolved, every scope known, every misuse found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lark import Token, Tree
+
+from grolang.language.declarations import (
+    COMPONENTS,
+    FUNCTION_COMPONENTS,
+    Declarations,
+    canonical,
+    leaf,
+)
+from grolang.language.findings import Findings, listed, nearest
+from grolang.language.functions import (
+    BINARY,
+    CALLABLE,
+    FORMS,
+    FUNCTIONS,
+    LOG_PROBS,
+    NAMED,
+    OBSERVABLES,
+    REDUCTIONS,
+    SPELLINGS,
+    Form,
+)
+from grolang.language.ir import (
+    Arbitrary,
+    Argument,
+    Call,
+    Definition,
+    Expr,
+    Named,
+    Number,
+    Observed,
+    Parameter,
+    Reduce,
+)
+from grolang.language.scopes import REDUCED, Scope, has_axis, joined
+from grolang.language.source import Span
+from grolang.language.syntax import Statement
+
+#: what a group function needs, and which data has it
+DATA_OF = {
+    "pairs": ("`data preference`", {"preference"}),
+    "labels": ("`data preference` or `data unpaired`", {"preference", "unpaired"}),
+    "groups": ("`data preference` or `data prompts`", {"preference", "prompts"}),
+    "prompts": ("`data prompts`", {"prompts"}),
+    "demonstrations": ("`data demonstrations`", {"demonstrations"}),
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The argument of a function component while its body is read."""
+
+    spelled: str
+    component: str
+    scope: Scope
+
+
+class Elaborator:
+    """Turns trees into expressions. A tree with a mistake becomes None, after one finding; None spreads silently."""
+
+    def __init__(self, declared: Declarations, data: tuple[str, ...], findings: Findings) -> None:
+        self.declared = declared
+        self.data = data
+        self.findings = findings
+        self.definitions: dict[str, Definition | None] = {}
+        self.in_law = False
+        self._stack: list[tuple[str, Span]] = []
+        self._statement: Statement | None = None
+        self._binding: Binding | None = None
+
+    # --- names ------------------------------------------------------------------------------------------------
+
+    def define(self, name: str) -> Definition | None:
+        """The checked definition or component of this name."""
+        if name in self.definitions:
+            return self.definitions[name]
+        statement = self.declared.table.get(("name", name))
+        if statement is None or statement.kind != "definition":
+            return self._default(name)
+        token = leaf(statement)
+        span = statement.span_of(token)
+        self._stack.append((name, span))
+        body = self.expression(statement, statement.tree.children[1])
+        self._stack.pop()
+        made = None if body is None else Definition(name=name, spelled=str(token), body=body, span=span)
+        # A cycle that was found further in has already settled this name.
+        return self.definitions.setdefault(name, made)
+
+    def _default(self, name: str) -> Definition | None:
+        """A component that the author left out."""
+        place = self.declared.place
+        zero, one = (
+            Number(scope=Scope.CONST, span=place, value=0.0),
+            Number(scope=Scope.CONST, span=place, value=1.0),
+        )
+        body: Expr | None
+        if name == "measure":
+            body = Observed(scope=Scope.TOKEN, live=True, span=place, name="logp")
+        elif name == "advantage":
+            parts = self._named("reward", place), self._named("baseline", place)
+            body = None if None in parts else self._call("subtract", [part for part in parts if part], place)
+        elif name == "reward":
+            body = None
+        else:
+            body = one if name in ("alpha", "credit") else zero
+        made = None if body is None else Definition(name=name, spelled=name, body=body, span=place, given=False)
+        return self.definitions.setdefault(name, made)
+
+    def _named(self, name: str, span: Span) -> Expr | None:
+        names = [earlier for earlier, _ in self._stack]
+        if name in names and name not in self.definitions:
+            way = [*self._stack[names.index(name) :], (name, span)]
+            self.findings.add(
+                "E204",
+                f"defined through itself: {' → '.join(self._spelled(step) for step, _ in way)}",
+                way[0][1],
+                notes=[(place, f"`{self._spelled(step)}` is used here") for step, place in way[1:]][-1:],
+                help="break the circle: one of them must not use the other",
+            )
+            for step, _ in way:
+                self.definitions[step] = None
+            return None
+        definition = self.define(name)
+        if definition is None:
+            return None
+        body = definition.body
+        return Named(scope=body.scope, live=body.live, span=span, name=name)
+
+    def _spelled(self, name: str) -> str:
+        statement = self.declared.table.get(("name", name))
+        return str(leaf(statement)) if statement else name
+
+    def known(self) -> set[str]:
+        """Every name that an expression may use here."""
+        names = {name for kind, name in self.declared.table if kind == "name"} | set(OBSERVABLES) | {"inf"}
+        names |= set(COMPONENTS)
+        return names | ({self._binding.spelled} if self._binding else set())
+
+    # --- expressions --------------------------------------------------------------------------------------------
+
+    def expression(
+        self, statement: Statement, tree: Tree[Token] | Token | None, binding: Binding | None = None
+    ) -> Expr | None:
+        """Check one tree of a statement."""
+        before = self._statement, self._binding
+        self._statement, self._binding = statement, binding
+        try:
+            return self._expression(tree)
+        finally:
+            self._statement, self._binding = before
+
+    def _expression(self, tree: Tree[Token] | Token | None) -> Expr | None:
+        assert isinstance(tree, Tree), "bug in grolang: the grammar gave no tree for an expression"
+        rule: Callable[[Tree[Token]], Expr | None] = getattr(self, f"read_{tree.data}")
+        return rule(tree)
+
+    def _span(self, part: Tree[Token] | Token) -> Span:
+        assert self._statement is not None
+        return self._statement.span_of(part)
+
+    def _text(self, part: Tree[Token] | Token) -> str:
+        assert self._statement is not None
+        return self._statement.text_of(part)
+
+    def read_literal(self, tree: Tree[Token]) -> Expr | None:
+        value = float(str(tree.children[0]))
+        if math.isinf(value):
+            self.findings.add(
+                "E505", f"`{tree.children[0]}` is too large a number", self._span(tree), help="write `inf`"
+            )
+            return None
+        return Number(scope=Scope.CONST, span=self._span(tree), value=value)
+
+    def read_parenthesis(self, tree: Tree[Token]) -> Expr | None:
+        return self._expression(_child(tree, 0))
+
+    def read_name(self, tree: Tree[Token]) -> Expr | None:
+        spelled = str(tree.children[0])
+        name, span = canonical(spelled), self._span(tree)
+        if self._binding and spelled == self._binding.spelled:
+            return Argument(scope=self._binding.scope, span=span, name=self._binding.component)
+        if name == "inf":
+            return Number(scope=Scope.CONST, span=span, value=math.inf)
+        if name in OBSERVABLES:
+            row = OBSERVABLES[name]
+            if row.data and not self._has(row.data):
+                self._wrong_data(f"`{spelled}` needs {DATA_OF[row.data][0]}", span)
+                return None
+            return Observed(scope=row.scope, live=row.live, span=span, name=name)
+        statement = self.declared.table.get(("name", name))
+        if statement is not None and statement.kind == "param":
+            return Parameter(scope=Scope.CONST, span=span, name=name)
+        if statement is not None and statement.kind == "score":
+            return Observed(scope=Scope.SEQUENCE, span=span, name=name)
+        if self._binding and self._binding.component == "upsilon" and name == "advantage":
+            return Argument(scope=self._binding.scope, span=span, name="upsilon")
+        if name in FUNCTION_COMPONENTS or (statement is not None and statement.kind == "function"):
+            help = "use its argument's definition, or name the value in a definition of its own"
+            self.findings.add("E205", f"`{spelled}` is a function component, not a value", span, help=help)
+            return None
+        if statement is not None or name in COMPONENTS:
+            return self._component(name, spelled, span)
+        self._unknown(spelled, span)
+        return None
+
+    def _component(self, name: str, spelled: str, span: Span) -> Expr | None:
+        if name == "reward" and ("name", "reward") not in self.declared.table:
+            help = "add `reward = …`"
+            self.findings.add("E201", f"`{spelled}` is used, but the method gives no reward", span, help=help)
+            return None
+        return self._named(name, span)
+
+    def _unknown(self, spelled: str, span: Span) -> None:
+        if canonical(spelled) in CALLABLE or spelled in SPELLINGS:
+            help = f"call it: `{spelled}(…)`"
+            self.findings.add("E205", f"`{spelled}` is a function, not a value", span, help=help)
+            return
+        near = nearest(spelled, self.known())
+        help = f"did you mean `{near}`?" if near else f"define it: `{spelled} = …`, or `param {spelled} = …`"
+        self.findings.add("E201", f"there is no `{spelled}`", span, label="not known", help=help)
+
+    def _has(self, data: str) -> bool:
+        return not self.data or bool(DATA_OF[data][1] & set(self.data))
+
+    def _wrong_data(self, message: str, span: Span, help: str = "") -> None:
+        have = " + ".join(self.data)
+        code = "E404" if "greedy" in message else "E402" if "group" in message else "E401"
+        self.findings.add(
+            code,
+            f"{message}; this method learns from `data {have}`",
+            span,
+            help=help or "change the `data` line, or do without it",
+        )
+
+    # --- operators ----------------------------------------------------------------------------------------------
+
+    def read_binary(self, tree: Tree[Token]) -> Expr | None:
+        left, sign, right = tree.children
+        return self._apply(BINARY[str(sign)].name, [_tree(left), _tree(right)], self._span(tree))
+
+    def read_negative(self, tree: Tree[Token]) -> Expr | None:
+        return self._apply("negate", [_child(tree, 1)], self._span(tree))
+
+    def read_not_(self, tree: Tree[Token]) -> Expr | None:
+        return self._apply("not", [_child(tree, 0)], self._span(tree))
+
+    def read_and_(self, tree: Tree[Token]) -> Expr | None:
+        """`a and b` is b where a holds, else a, as in Python."""
+        left, right = self._expression(_child(tree, 0)), self._expression(_child(tree, 1))
+        return self._call("choose", [left, right, left], self._span(tree))
+
+    def read_or_(self, tree: Tree[Token]) -> Expr | None:
+        """`a or b` is a where a holds, else b, as in Python."""
+        left, right = self._expression(_child(tree, 0)), self._expression(_child(tree, 1))
+        return self._call("choose", [left, left, right], self._span(tree))
+
+    def read_if_else(self, tree: Tree[Token]) -> Expr | None:
+        then, condition, otherwise = (_tree(child) for child in tree.children)
+        return self._apply("choose", [condition, then, otherwise], self._span(tree))
+
+    def read_comparison(self, tree: Tree[Token]) -> Expr | None:
+        """`a < b < c` holds where both do, as in Python."""
+        values = [self._expression(_tree(child)) for child in tree.children[::2]]
+        signs = [str(sign) for sign in tree.children[1::2]]
+        span = self._span(tree)
+        held: Expr | None = None
+        for index, sign in enumerate(signs):
+            pair = self._call(BINARY[sign].name, values[index : index + 2], span)
+            held = pair if index == 0 else self._call("choose", [held, pair, held], span)
+        return held
+
+    def _apply(self, function: str, trees: Iterable[Tree[Token]], span: Span) -> Expr | None:
+        return self._call(function, [self._expression(tree) for tree in trees], span)
+
+    def _call(self, function: str, arguments: Iterable[Expr | None], span: Span) -> Expr | None:
+        made = tuple(arguments)
+        whole = tuple(argument for argument in made if argument is not None)
+        if len(whole) < len(made):
+            return None
+        flows = FUNCTIONS[function].derivative
+        live = any(argument.live for argument, flow in zip(whole, flows) if flow is not None)
+        return Call(
+            scope=joined(*(argument.scope for argument in whole)),
+            live=live,
+            span=span,
+            function=function,
+            arguments=whole,
+        )
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    def read_call(self, tree: Tree[Token]) -> Expr | None:
+        word, *arguments, axis = tree.children
+        assert isinstance(word, Token)
+        trees = [_tree(argument) for argument in arguments]
+        name = SPELLINGS.get(str(word), canonical(str(word)))
+        if name == "any" and self.in_law:
+            return self._any(tree, trees)
+        if isinstance(axis, Token):
+            return self._reduction(tree, word, name, trees, axis)
+        if name in NAMED and name in REDUCTIONS and len(trees) == 1:
+            self._without_axis(word, trees[0])
+            return None
+        if name in NAMED:
+            if not self._counted(word, len(trees), NAMED[name].arguments):
+                return None
+            return self._apply(name, trees, self._span(tree))
+        if name in REDUCTIONS:
+            self._without_axis(word, trees[0])
+            return None
+        if name in FORMS:
+            if not self._counted(word, len(trees), FORMS[name].arguments):
+                return None
+            return self._form(tree, word, FORMS[name], trees)
+        self._no_function(word, name)
+        return None
+
+    def _no_function(self, word: Token, name: str) -> None:
+        span = self._span(word)
+        if name in FUNCTION_COMPONENTS:
+            help = "only the estimator calls it; name the value in a definition of its own"
+            self.findings.add("E205", f"`{word}` is a component and cannot be called", span, help=help)
+        elif name in self.known():
+            self.findings.add(
+                "E205", f"`{word}` is a value, not a function", span, help=f"write `{word} * (…)` to multiply"
+            )
+        else:
+            near = nearest(str(word), CALLABLE)
+            help = f"did you mean `{near}`?" if near else "the reference lists every function"
+            self.findings.add("E205", f"there is no function `{word}`", span, label="not known", help=help)
+
+    def _counted(self, word: Token, given: int, expected: tuple[str, ...]) -> bool:
+        if given == len(expected):
+            return True
+        form = f"{word}({', '.join(expected)})"
+        plural = "" if len(expected) == 1 else "s"
+        message = f"`{word}` takes {len(expected)} argument{plural}, not {given}"
+        self.findings.add("E206", message, self._span(word), help=f"write `{form}`")
+        return False
+
+    def _without_axis(self, word: Token, tree: Tree[Token]) -> None:
+        inner = self._expression(tree)
+        if inner is not None:
+            axis = "tokens" if inner.scope is Scope.TOKEN else "batch"
+            help = f"write `{word}({self._text(tree)} over {axis})`, or another axis"
+            self.findings.add("E304", f"`{word}` does not say over which axis", self._span(word), help=help)
+
+    def _reduction(
+        self, tree: Tree[Token], word: Token, name: str, trees: list[Tree[Token]], axis_word: Token
+    ) -> Expr | None:
+        if name not in REDUCTIONS:
+            if name in CALLABLE:
+                help = f"write it without `over {axis_word}`"
+                self.findings.add("E304", f"`{word}` does not reduce over an axis", self._span(axis_word), help=help)
+            else:
+                near = nearest(str(word), REDUCTIONS)
+                help = f"did you mean `{near}`?" if near else f"the reductions are {listed(REDUCTIONS)}"
+                self.findings.add(
+                    "E205", f"there is no reduction `{word}`", self._span(word), label="not known", help=help
+                )
+            return None
+        row = REDUCTIONS[name]
+        if not self._counted(word, len(trees), ("x", "q")[: row.arguments]):
+            return None
+        values = [self._expression(argument) for argument in trees]
+        axis = str(axis_word)
+        if axis not in REDUCED:
+            near = nearest(axis, REDUCED)
+            help = f"did you mean `{near}`?" if near else f"the axes are {listed(REDUCED)}"
+            self.findings.add("E207", f"there is no axis `{axis}` to reduce over", self._span(axis_word), help=help)
+            return None
+        if any(value is None for value in values):
+            return None
+        value, *rest = [value for value in values if value is not None]
+        if axis in ("group", "others") and not self._has("groups"):
+            self._wrong_data(
+                f"`over {axis}` needs groups", self._span(axis_word), "use `over batch`, or data with groups"
+            )
+            return None
+        if not has_axis(value.scope, axis):
+            self._no_axis(word, trees[0], value, axis)
+            return None
+        if rest and not self._quantile(rest[0], trees[1]):
+            return None
+        return Reduce(
+            scope=REDUCED[axis],
+            live=value.live,
+            span=self._span(tree),
+            function=name,
+            axis=axis,
+            arguments=(value, *rest),
+        )
+
+    def _no_axis(self, word: Token, tree: Tree[Token], value: Expr, axis: str) -> None:
+        verb = {"max": "take the largest of", "min": "take the smallest of", "quantile": "take a quantile of"}
+        what = {"tokens": "tokens", "group": "the group", "others": "the others", "batch": "the batch"}[axis]
+        action = "to sum" if word == "sum" else verb.get(str(word), f"to take the {word} of").removeprefix("to ")
+        action = action if action.startswith("to ") else f"to {action}"
+        example = "a token value such as `logp`" if axis == "tokens" else "a sequence value such as a score"
+        act = "sum" if word == "sum" else "reduce"
+        self.findings.add(
+            "E301",
+            f"nothing {action} over {what}: `{self._text(tree)}` {value.scope.phrase}",
+            self._span(tree),
+            label=value.scope.word,
+            help=f"write `{self._text(tree)}`, or {act} {example}",
+        )
+
+    def _quantile(self, q: Expr, tree: Tree[Token]) -> bool:
+        if q.scope is not Scope.CONST:
+            help = "use a number or a parameter between 0 and 1"
+            message = f"the `q` of a quantile must be one number; `{self._text(tree)}` {q.scope.phrase}"
+            self.findings.add("E302", message, self._span(tree), label=q.scope.word, help=help)
+            return False
+        value = constant(q)
+        if value is not None and not 0 <= value <= 1:
+            help = "0.5 is the median"
+            self.findings.add(
+                "E505",
+                f"the `q` of a quantile lies between 0 and 1, not {value:g}",
+                self._span(tree),
+                help=help,
+            )
+            return False
+        return True
+
+    def _any(self, tree: Tree[Token], trees: list[Tree[Token]]) -> Expr | None:
+        words = {scope.word: scope for scope in Scope}
+        named = str(trees[0].children[0]) if len(trees) == 1 and trees[0].data == "name" else ""
+        if named not in words:
+            help = f"write `any(SCOPE)`, SCOPE one of {listed(words)}"
+            self.findings.add("E206", "`any` takes the name of a scope", self._span(tree), help=help)
+            return None
+        return Arbitrary(scope=words[named], span=self._span(tree))
+
+    # --- forms --------------------------------------------------------------------------------------------------
+
+    def _form(self, tree: Tree[Token], word: Token, row: Form, trees: list[Tree[Token]]) -> Expr | None:
+        values = [self._expression(argument) for argument in trees]
+        if row.data and not self._has(row.data):
+            self._wrong_data(f"`{word}` needs {DATA_OF[row.data][0]}", self._span(word))
+            return None
+        if any(value is None for value in values):
+            return None
+        whole = [value for value in values if value is not None]
+        value = whole[0]
+        if not row.coarsest <= value.scope <= row.takes:
+            self._wrong_scope(word, row, trees[0], value)
+            return None
+        if row.name == "to_go" and whole[1].scope is not Scope.CONST:
+            message = f"the discount of `to_go` must be one number; `{self._text(trees[1])}` {whole[1].scope.phrase}"
+            help = "use a number or a parameter"
+            self.findings.add("E302", message, self._span(trees[1]), label=whole[1].scope.word, help=help)
+            return None
+        if row.name in ("greedy", "mismatched") and not self._made_of(row.name, value, word):
+            return None
+        gives = value.scope if row.name == "sg" else row.gives
+        live = row.flows and value.live
+        return Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=tuple(whole))
+
+    def _wrong_scope(self, word: Token, row: Form, tree: Tree[Token], value: Expr) -> None:
+        text = self._text(tree)
+        if value.scope is Scope.TOKEN:
+            help = f"say how its tokens count: `{word}(sum({text} over tokens))`"
+        elif row.takes is Scope.TOKEN:
+            help = f"`{word}` runs along the tokens: give it a token value, such as `terminal({text})`"
+        else:
+            help = f"write `{text}`: it is the same for every sequence of the group"
+        expected = row.takes.word
+        message = f"`{word}` takes one value per {expected}; `{text}` {value.scope.phrase}"
+        self.findings.add("E302", message, self._span(tree), label=value.scope.word, help=help)
+
+    def _made_of(self, form: str, value: Expr, word: Token) -> bool:
+        """Whether the argument of `greedy` is made of scores, that of `mismatched` of log-probs."""
+        seen = self.observed(value)
+        scores = {name for name, _ in self.declared.of_kind("score")}
+        if form == "greedy":
+            strange = [name for name in seen if name not in scores]
+            good, what, code = bool(seen) and not strange, "scores only", "E306"
+        else:
+            allowed = {*LOG_PROBS, "position", "length"}
+            strange = [name for name in seen if name not in allowed]
+            good, what, code = not strange and bool(set(seen) & set(LOG_PROBS)), "log-probs only", "E307"
+        if good:
+            return True
+        why = f"it uses {listed(strange, last='and')}" if strange else "it uses none"
+        self.findings.add(
+            code,
+            f"`{word}` takes an expression made of {what}; {why}",
+            value.span,
+            help=f"leave what is not {what.removesuffix(' only')} outside of `{word}(…)`",
+        )
+        return False
+
+    def observed(self, expr: Expr) -> list[str]:
+        """Every observable, score and reduction beyond tokens that an expression uses, through definitions."""
+        found: dict[str, None] = {}
+        stack, visited = [expr], set[str]()
+        while stack:
+            node = stack.pop()
+            if isinstance(node, Observed):
+                found[node.name] = None
+            elif isinstance(node, Named) and node.name not in visited:
+                visited.add(node.name)
+                definition = self.definitions.get(node.name)
+                if definition is not None:
+                    stack.append(definition.body)
+            elif isinstance(node, (Call, Reduce)):
+                stack += node.arguments
+                if isinstance(node, Reduce) and node.axis != "tokens":
+                    found[f"over {node.axis}"] = None
+                elif (
+                    isinstance(node, Call)
+                    and node.function in FORMS
+                    and node.function not in ("sg", "terminal", "to_go")
+                ):
+                    found[node.function] = None
+        return list(found)
+
+
+def _tree(child: Tree[Token] | Token | None) -> Tree[Token]:
+    assert isinstance(child, Tree)
+    return child
+
+
+def _child(tree: Tree[Token], index: int) -> Tree[Token]:
+    return _tree(tree.children[index])
+
+
+def constant(expr: Expr) -> float | None:
+    """The value of a number, with or without a sign."""
+    if isinstance(expr, Number):
+        return expr.value
+    if isinstance(expr, Call) and expr.function == "negate":
+        inner = constant(expr.arguments[0])
+        return None if inner is None else -inner
+    return None

@@ -1,0 +1,165 @@
+"""Intervals with open or closed ends: what is known of a value's range before any data is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class Interval:
+    """All x with low <= x <= high; an open end excludes its bound. An infinite end is always open."""
+
+    low: float = -INF
+    high: float = INF
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, x: float) -> bool:
+        above = x > self.low or (x == self.low and not self.low_open)
+        below = x < self.high or (x == self.high and not self.high_open)
+        return above and below
+
+    def __str__(self) -> str:
+        left = "(" if self.low_open or self.low == -INF else "["
+        right = ")" if self.high_open or self.high == INF else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+    @property
+    def point(self) -> float | None:
+        """The one value, where there is only one."""
+        return self.low if self.low == self.high else None
+
+    @property
+    def positive(self) -> bool:
+        return self.low > 0 or (self.low == 0 and self.low_open)
+
+    @property
+    def nonnegative(self) -> bool:
+        return self.low >= 0
+
+    @property
+    def negative(self) -> bool:
+        return self.high < 0 or (self.high == 0 and self.high_open)
+
+    @property
+    def nonpositive(self) -> bool:
+        return self.high <= 0
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+ANY = Interval()
+NONNEGATIVE = Interval(0, INF)
+POSITIVE = Interval(0, INF, low_open=True)
+NEGATIVE = Interval(-INF, 0, high_open=True)
+NONPOSITIVE = Interval(-INF, 0)
+TRUTH = Interval(0, 1)
+SIGN = Interval(-1, 1)
+
+
+def exactly(x: float) -> Interval:
+    return Interval(x, x)
+
+
+_End = tuple[float, bool]  # a bound and whether it is open
+
+
+def _lowest(ends: list[_End]) -> _End:
+    return min(ends, key=lambda end: (end[0], end[1]))
+
+
+def _highest(ends: list[_End]) -> _End:
+    return max(ends, key=lambda end: (end[0], not end[1]))
+
+
+def hull(*parts: Interval) -> Interval:
+    """The smallest interval around all of them."""
+    low, high = (
+        _lowest([(p.low, p.low_open) for p in parts]),
+        _highest([(p.high, p.high_open) for p in parts]),
+    )
+    return Interval(low[0], high[0], low[1], high[1])
+
+
+def meet(a: Interval, b: Interval) -> Interval:
+    """What both allow. Where they exclude each other the first is kept: such a branch is never taken."""
+    low, low_open = max((a.low, a.low_open), (b.low, b.low_open))
+    high, not_open = min((a.high, not a.high_open), (b.high, not b.high_open))
+    if low > high or (low == high and (low_open or not not_open)):
+        return a
+    return Interval(low, high, low_open, not not_open)
+
+
+def negated(a: Interval) -> Interval:
+    return Interval(-a.high, -a.low, a.high_open, a.low_open)
+
+
+def added(a: Interval, b: Interval) -> Interval:
+    low, high = a.low + b.low, a.high + b.high
+    return Interval(
+        -INF if math.isnan(low) else low,
+        INF if math.isnan(high) else high,
+        a.low_open or b.low_open,
+        a.high_open or b.high_open,
+    )
+
+
+def _product(a: _End, b: _End) -> _End:
+    """0 · ∞ is 0 here: the ends stand for finite values as near as one likes."""
+    if (a[0] == 0 and not a[1]) or (b[0] == 0 and not b[1]):
+        return 0.0, False
+    if a[0] == 0 or b[0] == 0:
+        return 0.0, True
+    return a[0] * b[0], a[1] or b[1]
+
+
+def multiplied(a: Interval, b: Interval) -> Interval:
+    ends = [
+        _product(x, y)
+        for x in ((a.low, a.low_open), (a.high, a.high_open))
+        for y in ((b.low, b.low_open), (b.high, b.high_open))
+    ]
+    (low, low_open), (high, high_open) = _lowest(ends), _highest(ends)
+    return Interval(low, high, low_open, high_open)
+
+
+def inverted(a: Interval) -> Interval:
+    """Of 1/x; everything where x can be 0 within its range, half of it where 0 is an end."""
+    if a.positive:
+        return Interval(
+            0.0 if a.high == INF else 1 / a.high,
+            INF if a.low == 0 else 1 / a.low,
+            a.high == INF or a.high_open,
+            a.low_open,
+        )
+    if a.negative:
+        return negated(inverted(negated(a)))
+    if a.nonnegative:
+        return POSITIVE
+    if a.nonpositive:
+        return NEGATIVE
+    return ANY
+
+
+def monotone_image(function: Callable[[float], float], a: Interval) -> Interval:
+    """Of an increasing function: its ends are the images of the ends."""
+    low, high = _at(function, a.low), _at(function, a.high)
+    strict_low = a.low_open or (math.isinf(a.low) and math.isfinite(low))
+    strict_high = a.high_open or (math.isinf(a.high) and math.isfinite(high))
+    return Interval(low, high, strict_low, strict_high)
+
+
+def _at(function: Callable[[float], float], x: float) -> float:
+    try:
+        y = function(x)
+    except OverflowError:
+        return INF if x > 0 else -INF
+    except (ValueError, ZeroDivisionError):
+        return -INF if x <= 0 else INF
+    return (-INF if x < 0 else INF) if math.isnan(y) else y

@@ -1,0 +1,176 @@
+"""The intermediate representation: a method after every check, frozen, each node with scope, flow and span."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from grolang.language.intervals import Interval
+from grolang.language.scopes import Scope
+from grolang.language.source import Span
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Node(Frozen):
+    """An expression. `live`: a gradient in `logp` flows through it wherever the language lets one flow."""
+
+    scope: Scope
+    live: bool = False
+    span: Span
+
+
+class Number(Node):
+    kind: Literal["number"] = "number"
+    value: float
+
+
+class Parameter(Node):
+    kind: Literal["parameter"] = "parameter"
+    name: str
+
+
+class Observed(Node):
+    """A tensor of the batch: an observable, a score, or a count (their names start with `#`)."""
+
+    kind: Literal["observed"] = "observed"
+    name: str
+
+
+class Named(Node):
+    """The value of a definition or component."""
+
+    kind: Literal["named"] = "named"
+    name: str
+
+
+class Argument(Node):
+    """The argument of omega or upsilon, inside its body."""
+
+    kind: Literal["argument"] = "argument"
+    name: str
+
+
+class Call(Node):
+    """A function or form applied to expressions; `function` is a row of the table of functions."""
+
+    kind: Literal["call"] = "call"
+    function: str
+    arguments: tuple[Expr, ...]
+
+
+class Reduce(Node):
+    """A reduction along an axis; a quantile's second argument is q."""
+
+    kind: Literal["reduce"] = "reduce"
+    function: str
+    axis: str
+    arguments: tuple[Expr, ...]
+
+
+class Arbitrary(Node):
+    """`any(scope)` in a law: an arbitrary value of that scope."""
+
+    kind: Literal["arbitrary"] = "arbitrary"
+
+
+Expr = Annotated[
+    Union[Number, Parameter, Observed, Named, Argument, Call, Reduce, Arbitrary], Field(discriminator="kind")
+]
+
+
+class ParameterRow(Frozen):
+    """`param NAME = value [in interval] ["help"]`"""
+
+    name: str
+    value: float
+    interval: Interval
+    help: str
+    span: Span
+
+
+class ScoreRow(Frozen):
+    """`score NAME [= builtin] ["help"]`"""
+
+    name: str
+    builtin: str | None
+    help: str
+    span: Span
+
+
+class Definition(Frozen):
+    """`NAME = EXPR`; `spelled` is the author's spelling, `given` is False for a component left at its default."""
+
+    name: str
+    spelled: str
+    body: Expr
+    span: Span
+    given: bool = True
+
+
+class FunctionDefinition(Frozen):
+    """`omega(z) = EXPR` or `upsilon(a) = EXPR`."""
+
+    name: str
+    spelled: str
+    argument: str
+    body: Expr
+    span: Span
+    given: bool = True
+
+
+class Step(Frozen):
+    """One step of an aggregation: `mean over tokens`, `sum over tokens / max_length`."""
+
+    function: Literal["sum", "mean"]
+    axis: str
+    divisor: float | str | None
+    span: Span
+
+
+class Report(Frozen):
+    name: str
+    body: Expr
+    span: Span
+
+
+class Law(Frozen):
+    """A claim. `exchanges` replaces observables, `settings` sets parameters."""
+
+    name: str
+    claim: Literal["loss", "equals", "proportional", "invariant", "unbiased"]
+    body: Expr | None = None
+    aggregate: tuple[Step, ...] | None = None
+    method: str | None = None
+    settings: dict[str, float] = {}
+    exchanges: dict[str, Expr] = {}
+    span: Span
+
+
+class MethodIR(Frozen):
+    """A checked method: every component is there, the author's or its default."""
+
+    name: str
+    title: str
+    file: str
+    parents: tuple[str, ...]
+    data: tuple[str, ...]
+    group: int | None
+    parameters: dict[str, ParameterRow]
+    scores: dict[str, ScoreRow]
+    definitions: dict[str, Definition]
+    functions: dict[str, FunctionDefinition]
+    aggregate: tuple[Step, ...]
+    reports: dict[str, Report]
+    laws: dict[str, Law]
+
+    @property
+    def grouped(self) -> bool:
+        return "preference" in self.data or "prompts" in self.data
+
+
+for _node in (Call, Reduce):
+    _node.model_rebuild()

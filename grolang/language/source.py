@@ -1,0 +1,70 @@
+"""Where text comes from: files, positions in them, and the cut into statements."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file's text under the name that messages show."""
+
+    name: str
+    text: str = field(repr=False)
+    built_in: bool = False
+
+    @cached_property
+    def line_starts(self) -> list[int]:
+        starts = [0]
+        for line in self.text.split("\n"):
+            starts.append(starts[-1] + len(line) + 1)
+        return starts[:-1]
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column of an offset, both counted from 1."""
+        line = bisect_right(self.line_starts, offset)
+        return line, offset - self.line_starts[line - 1] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line (counted from 1), without its end."""
+        return self.text.split("\n")[number - 1].rstrip("\r")
+
+
+class Span(BaseModel):
+    """A stretch of a source: the file's shown name and the offsets [start, end)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file: str
+    start: int
+    end: int
+
+    def to(self, other: Span) -> Span:
+        """From the start of this span to the end of the other."""
+        return Span(file=self.file, start=self.start, end=other.end)
+
+
+def statements(text: str) -> Iterator[tuple[int, int]]:
+    """The offsets [start, end) of each statement.
+
+    A statement starts in column 0; lines that start with blanks, blank lines and comment lines between them
+    continue it. Comments and blanks after its last word are not part of it. Text that is indented before any
+    statement is handed on as a statement of its own, so that the parser can say what is wrong with it.
+    """
+    start: int | None = None
+    end = offset = 0
+    for line in text.split("\n"):
+        body = line.rstrip("\r")
+        if body.strip() and not body.lstrip().startswith("#"):
+            if start is None or body[0] not in " \t":
+                if start is not None:
+                    yield start, end
+                start = offset + (len(body) - len(body.lstrip()))
+            end = offset + len(body)
+        offset += len(line) + 1
+    if start is not None:
+        yield start, end

@@ -1,0 +1,229 @@
+"""Text to trees: each statement is parsed by itself, and what does not parse is worded, never shown raw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
+from grolang.language.diagnostics import Diagnostic
+from grolang.language.source import Source, Span, statements
+
+MAX_BYTES = 256 * 1024
+MAX_STATEMENTS = 2000
+MAX_NESTING = 100
+MAX_DIGITS = 40
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One parsed statement and where its text starts; positions in the tree count from there."""
+
+    source: Source
+    start: int
+    end: int
+    tree: Tree[Token]
+
+    @property
+    def kind(self) -> str:
+        return str(self.tree.data)
+
+    @property
+    def span(self) -> Span:
+        return Span(file=self.source.name, start=self.start, end=self.end)
+
+    def span_of(self, part: Tree[Token] | Token) -> Span:
+        if isinstance(part, Token):
+            start, end = part.start_pos or 0, part.end_pos or 0
+        else:
+            start, end = part.meta.start_pos, part.meta.end_pos
+        return Span(file=self.source.name, start=self.start + start, end=self.start + end)
+
+    def text_of(self, part: Tree[Token] | Token) -> str:
+        """The author's own spelling of a part, on one line."""
+        span = self.span_of(part)
+        return " ".join(self.source.text[span.start : span.end].split())
+
+
+@cache
+def parser() -> Lark:
+    grammar = files("grolang.grammar").joinpath("gro.lark").read_text(encoding="utf-8")
+    return Lark(grammar, parser="lalr", start="statement", propagate_positions=True, maybe_placeholders=True)
+
+
+def parse(source: Source) -> tuple[list[Statement], list[Diagnostic]]:
+    """All statements that parse, and a finding for each that does not."""
+    parsed: list[Statement] = []
+    found: list[Diagnostic] = []
+    whole = Span(file=source.name, start=0, end=0)
+    if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        return [], [_limit(f"the file is larger than {MAX_BYTES // 1024} KiB", whole)]
+    cuts = list(statements(source.text))
+    if len(cuts) > MAX_STATEMENTS:
+        return [], [_limit(f"the file has more than {MAX_STATEMENTS} statements", whole)]
+    for start, end in cuts:
+        text = source.text[start:end]
+        span = Span(file=source.name, start=start, end=end)
+        if source.place(start)[1] > 1 and not parsed and not found:
+            found.append(_indented(span.model_copy(update={"end": start + 1})))
+        if problem := _too_much(text, span):
+            found.append(problem)
+            continue
+        try:
+            parsed.append(Statement(source, start, end, parser().parse(text)))
+        except UnexpectedInput as error:
+            found.append(_worded(error, text, span))
+    return parsed, found
+
+
+def _limit(message: str, span: Span) -> Diagnostic:
+    return Diagnostic(
+        code="E104", severity="error", message=message, span=span, help="split the method, or simplify it"
+    )
+
+
+def _indented(span: Span) -> Diagnostic:
+    return Diagnostic(
+        code="E103",
+        severity="error",
+        message="the first statement is indented, so it would continue a statement that is not there",
+        span=span,
+        help="start it in column 1",
+    )
+
+
+def _too_much(text: str, span: Span) -> Diagnostic | None:
+    depth = digits = 0
+    prefix = 0  # a run of unary minus, `not`, `^` or `else` nests as deeply as parentheses do
+    for word in text.replace("(", " ( ").replace(")", " ) ").replace("-", " - ").replace("^", " ^ ").split():
+        depth += (word == "(") - (word == ")")
+        prefix += word in ("-", "^", "not", "else")
+        if depth > MAX_NESTING:
+            return _limit(f"nested more than {MAX_NESTING} deep", span.model_copy(update={"end": span.start + 1}))
+    if prefix > 20 * MAX_NESTING:
+        return _limit(f"more than {20 * MAX_NESTING} signs in one statement", span)
+    for char in text:
+        digits = digits + 1 if char.isdigit() else 0
+        if digits > MAX_DIGITS:
+            return _limit(
+                f"a number with more than {MAX_DIGITS} digits",
+                span.model_copy(update={"end": span.start + 1}),
+            )
+    return None
+
+
+# --- wording -------------------------------------------------------------------------------------------------
+
+_STATEMENT = {"METHOD", "EXTENDS", "DATA", "GROUP", "PARAM", "SCORE", "AGGREGATE", "REPORT", "LAW"}
+_EXPRESSION = {"NUMBER", "NAME", "LPAR", "MINUS"}
+_OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "POWER", "COMPARE", "AND", "OR", "IF"}
+_CLAIMS = {"LOSS", "EQUALS", "PROPORTIONAL", "INVARIANT", "UNBIASED"}
+_WORDS = {
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "INF": "`inf`",
+    "TEXT": 'a text in "quotes"',
+    "EQUAL": "`=`",
+    "COLON": "`:`",
+    "COMMA": "`,`",
+    "LPAR": "`(`",
+    "RPAR": "`)`",
+    "OPEN": "`(` or `[`",
+    "CLOSE": "`)` or `]`",
+    "PLUS": "`+`",
+    "MINUS": "`-`",
+    "SLASH": "`/`",
+    "$END": "the end of the statement",
+}
+
+
+def wording(accepted: frozenset[str]) -> str:
+    """What a parser state accepts, in the author's words: "`over` and an axis", "an expression"."""
+    rest = set(accepted)
+    parts: list[str] = []
+
+    def take(group: set[str], words: str, needed: set[str] | None = None) -> None:
+        if (needed or group) <= rest:
+            parts.append(words)
+            rest.difference_update(group)
+
+    take(_STATEMENT | {"NAME"}, "a statement: `method`, `data`, `param`, …, or `NAME = EXPRESSION`")
+    take(_CLAIMS, "`loss`, `equals`, `proportional to`, `invariant when` or `unbiased`")
+    take(_EXPRESSION | {"NOT"}, "an expression", _EXPRESSION)
+    take({"NUMBER", "MINUS", "INF", "NAME"}, "a number or a parameter")
+    take({"NUMBER", "MINUS", "INF"}, "a number")
+    end = "$END" in rest
+    rest.discard("$END")
+    if rest == {"OVER"}:
+        parts.append("`over` and an axis")
+        rest.clear()
+    for name in ("OVER", "RPAR", "COMMA", "ELSE", "WITH", "WHEN", "TEXT", "IN", "AGGREGATE"):
+        if name in rest and name != "OVER":
+            rest.discard(name)
+            parts.append(_WORDS.get(name, f"`{name.lower()}`"))
+        elif name in rest:
+            rest.discard(name)
+            parts.append("`over` and an axis")
+    take(_OPERATORS, "an operator", {"STAR", "POWER"})
+    rest.difference_update(_OPERATORS if "an operator" in parts else set())
+    parts += [_WORDS.get(name, f"`{name.lower()}`") for name in sorted(rest)]
+    if end:
+        parts.append(_WORDS["$END"])
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " or " + parts[-1]
+
+
+def _worded(error: UnexpectedInput, text: str, span: Span) -> Diagnostic:
+    position: int | None = None
+    at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+    if isinstance(error, UnexpectedToken):
+        accepted = frozenset(error.accepts or error.expected)
+        found = str(error.token)
+        position = len(text) if at_end else error.token.start_pos
+    elif isinstance(error, UnexpectedCharacters):
+        accepted = frozenset(error.allowed or ())
+        position = error.pos_in_stream or 0
+        found = text[position]
+    else:
+        accepted, found = frozenset(), ""
+    place = len(text) if position is None else position
+    what = "the statement ends" if at_end else f"found `{_shown(found)}`"
+    start = span.start + place
+    width = 1 if at_end else max(len(found), 1)
+    return Diagnostic(
+        code="E101",
+        severity="error",
+        message=f"expected {wording(accepted) if accepted else 'the end of the statement'}, {what}"
+        if not at_end
+        else f"expected {wording(accepted)}, but {what}",
+        span=Span(file=span.file, start=start, end=start + width),
+        help=_advice(found, text, place, accepted),
+    )
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else "".join(f"U+{ord(char):04X}" for char in text)
+
+
+def _advice(found: str, text: str, place: int, accepted: frozenset[str]) -> str:
+    """One edit for the slips that people make most."""
+    rest = text[place:]
+    if rest.startswith("*") and text[:place].rstrip().endswith("*"):
+        return "write a power with `^`: `x ^ 2`"
+    if found == "=" and "COMPARE" in accepted:
+        return "compare with `==`; a statement has one `=`, and a new one starts in column 1"
+    if found in ("&", "|", "!", "&&", "||"):
+        return "write `and`, `or`, `not`"
+    if found == '"' or (found in "“”„" and found):
+        return 'close the text with a straight `"` on the same line'
+    if found == "group" and "EQUAL" not in accepted and "=" in rest:
+        return "write `group 8`, without `=`"
+    if "RPAR" in accepted and found == "":
+        return "close the parenthesis with `)`"
+    if "OVER" in accepted and "AGGREGATE" not in accepted:
+        return "say the axis: `sum(x over tokens)`"
+    if place == 0 or "METHOD" in accepted:
+        return "a statement starts in column 1 with its keyword or its name; a line that continues it is indented"
+    return ""

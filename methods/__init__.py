@@ -1,0 +1,1 @@
+"""The built-in methods, one `.gro` file each, as package data."""
