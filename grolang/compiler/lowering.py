@@ -195,15 +195,10 @@ def lower(method: MethodIR) -> Program:
     outputs["z"] = build.apply("multiply", low.component("alpha"), distance)
     outputs["omega"] = low.function("omega", outputs["z"])
     outputs["upsilon"] = low.function("upsilon", outputs["advantage"])
-    factors = [
-        outputs["credit"],
-        outputs["omega"],
-        outputs["upsilon"],
-        low.weight(method.aggregate, Scope.TOKEN),
-    ]
-    product = factors[0]
-    for factor in factors[1:]:
-        product = build.apply("multiply", product, factor)
+    # Where the advantage counts for nothing the coefficient is 0, whatever omega is: such a sample may be skipped.
+    push = build.apply("multiply", outputs["credit"], outputs["omega"])
+    push = build.apply("chain", outputs["upsilon"], push)
+    product = build.apply("multiply", push, low.weight(method.aggregate, Scope.TOKEN))
     outputs["score_coefficient"] = build.spread(product, Scope.TOKEN)
     outputs["penalty"], slope = low.total(method.definitions["penalty"].body, method.aggregate)
     outputs["coefficient"] = build.spread(build.apply("add", product, slope), Scope.TOKEN)

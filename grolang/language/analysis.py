@@ -1,11 +1,289 @@
-"""Facts about a checked method."""
+"""What only the whole method shows: υ increasing, ω's range, divisors, domains, bias, dead code."""
 
 from __future__ import annotations
 
-from grolang.language.declarations import Declarations
+import math
+import random
+from collections.abc import Iterator
+
+from grolang.language.declarations import Declarations, leaf
+from grolang.language.facts import Facts, Known, key, pointwise, reads, value
 from grolang.language.findings import Findings
-from grolang.language.ir import MethodIR
+from grolang.language.functions import FUNCTIONS
+from grolang.language.intervals import Interval
+from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
+from grolang.language.source import Source, Span
 
 
 def analyse(method: MethodIR, declared: Declarations, findings: Findings) -> None:
-    """Add what only the whole method shows."""
+    """Add what a checked method's expressions show when they are seen together."""
+    _Analysis(method, declared, findings).run()
+
+
+class _Analysis:
+    def __init__(self, method: MethodIR, declared: Declarations, findings: Findings) -> None:
+        self.method = method
+        self.declared = declared
+        self.findings = findings
+        self.facts = Facts(method)
+        self.typical = Facts(method, fixed=True, typical=True)
+        self.fixed = Facts(method, fixed=True)
+        for facts in (self.facts, self.fixed, self.typical):
+            facts.arguments = arguments(method, facts)
+
+    def run(self) -> None:
+        for body in self._bodies():
+            self._walk(body, {}, {})
+        self._upsilon(self.method.functions["upsilon"])
+        self._omega(self.method.functions["omega"])
+        if "prompts" in self.method.data:
+            self._bias()
+        self._penalty()
+        self._unused()
+
+    def _bodies(self) -> Iterator[Expr]:
+        for definition in self.method.definitions.values():
+            if definition.given:
+                yield definition.body
+        for function in self.method.functions.values():
+            if function.given:
+                yield function.body
+        for report in self.method.reports.values():
+            yield report.body
+
+    def _text(self, span: Span) -> str:
+        source: Source = self.declared.sources[span.file]
+        return " ".join(source.text[span.start : span.end].split())
+
+    # --- divisors, domains, overflow ------------------------------------------------------------------------------
+
+    def _walk(self, expr: Expr, known: Known, typically: Known) -> None:
+        """Look at each operation below, with what the conditions around it tell."""
+        if not isinstance(expr, (Call, Reduce)):
+            return
+        if isinstance(expr, Call) and expr.function == "choose":
+            condition, then, otherwise = expr.arguments
+            self._walk(condition, known, typically)
+            for branch, holds in ((then, True), (otherwise, False)):
+                if branch is condition:
+                    continue
+                told = {**known, **self.facts.assumed(condition, holds, known)}
+                told_typically = {**typically, **self.typical.assumed(condition, holds, typically)}
+                self._walk(branch, told, told_typically)
+            return
+        if isinstance(expr, Call):
+            self._operation(expr, known, typically)
+        for argument in expr.arguments:
+            self._walk(argument, known, typically)
+
+    def _operation(self, expr: Call, known: Known, typically: Known) -> None:
+        if expr.function == "divide" and 0.0 in self.facts.range(expr.arguments[1], known):
+            divisor = expr.arguments[1]
+            text = self._text(divisor.span)
+            why = "a standard deviation is 0 where all values are equal" if _is_std(divisor, self.method) else ""
+            help = f"write `… / x if x > 0 else 0` with x = `{text}`, or add a small number to it"
+            self.findings.add("W701", f"the divisor `{text}` can be 0", divisor.span, label=why, help=help)
+        row = FUNCTIONS.get(expr.function)
+        for place, domain, what in row.domain if row else ():
+            argument = expr.arguments[place]
+            found = self.facts.range(argument, known)
+            inside = found.low >= domain.low and (found.low > domain.low or found.low_open or not domain.low_open)
+            if not inside:
+                text = self._text(argument.span)
+                help = f"keep it there, for example with `max({text}, 1e-6)`"
+                message = f"`{expr.function}` is {what}, and `{text}` can be {_worst(found.low, domain.low)}"
+                self.findings.add("W705", message, argument.span, help=help)
+        if expr.function == "exp":
+            found = self.typical.range(expr.arguments[0], typically)
+            if found.high > 88:
+                text = self._text(expr.arguments[0].span)
+                help = f"bound it, for example `exp(min({text}, 20))`, or average instead of summing"
+                message = f"`exp` can overflow: nothing bounds `{text}` from above"
+                self.findings.add("W706", message, expr.arguments[0].span, help=help)
+
+    # --- upsilon and omega ------------------------------------------------------------------------------------------
+
+    def _upsilon(self, upsilon: FunctionDefinition) -> None:
+        """υ must be increasing: proved by composition, or refuted by two inputs, or said to be unknown."""
+        if not upsilon.given or self.facts.slope(upsilon.body, "upsilon") in ("+", "="):
+            return
+        if (pair := self._refuted(upsilon)) is not None:
+            (a, fa), (b, fb) = pair
+            u, x = upsilon.spelled, upsilon.argument
+            message = f"`{u}` must be increasing, and it falls: {u}({a:g}) = {fa:g}, but {u}({b:g}) = {fb:g}"
+            help = "a larger advantage must never count for less; put a sign or a gate into `omega`"
+            self.findings.add("E503", message, upsilon.body.span, label=f"falls in `{x}`", help=help)
+            return
+        message = f"cannot tell whether `{upsilon.spelled}` is increasing; no pair of inputs was found that refutes it"
+        help = "write it with increasing functions only, such as `max(a, 0.5 * a)` for two slopes"
+        self.findings.add("W707", message, upsilon.body.span, help=help)
+
+    def _refuted(self, upsilon: FunctionDefinition) -> tuple[tuple[float, float], tuple[float, float]] | None:
+        if not pointwise(upsilon.body, self.method):
+            return None
+        inside = self.facts.arguments.get("upsilon")
+        draw = random.Random(0)
+        places = sorted({0.0, *(s * 2.0**k for k in range(-12, 5) for s in (-1, 1)), *(k / 4 for k in range(-40, 41))})
+        places = [x for x in places if inside is None or x in inside]
+        free = sorted(m for m in reads(upsilon.body, self.method) if m[0] == "observed")
+        found: list[tuple[tuple[float, float], tuple[float, float]]] = []
+        for _ in range(16 if free else 1):
+            given = {mention: draw.choice((-1.0, 0.0, 1.0, draw.uniform(-3, 3))) for mention in free}
+            last: tuple[float, float] | None = None
+            for x in places:
+                y = value(upsilon.body, self.method, given | {("argument", "upsilon"): x})
+                if math.isnan(y):
+                    continue
+                if last is not None and y < last[1] - 1e-12 * max(1.0, abs(last[1])):
+                    found.append((last, (x, y)))
+                last = (x, y)
+        # The pair that is easiest to check by hand: about 1 in size.
+        return min(found, key=lambda pair: abs(math.log(max(abs(pair[0][0]), abs(pair[1][0])))), default=None)
+
+    def _omega(self, omega: FunctionDefinition) -> None:
+        """ω weighs a sample: below 0 it turns the sign of the advantage around, and without bound it explodes."""
+        if not omega.given:
+            return
+        signed, sized = self.facts.range(omega.body), self.fixed.range(omega.body)
+        if signed.low < 0:
+            message = f"`{omega.spelled}` can be negative (its range is {sized}): it would turn good into bad"
+            help = "keep the sign in `alpha` or the reward, and a weight of 0 or more here"
+            self.findings.add("W703", message, omega.body.span, help=help)
+        elif sized.high == math.inf:
+            message = f"`{omega.spelled}` has no upper bound (its range is {sized}): one token can rule the step"
+            help = "bound it, for example `min(…, 10)`, if that is not what the paper wants"
+            self.findings.add("W703", message, omega.body.span, help=help)
+
+    # --- bias ---------------------------------------------------------------------------------------------------------
+
+    def _bias(self) -> None:
+        """Eq. 7: an estimate stays unbiased as long as the baseline (and the divisor) leave the own sample out."""
+        seen: set[object] = set()
+        for name in ("baseline", "advantage"):
+            for node in self._own(self.method.definitions[name].body, skip=("reward", "baseline")):
+                if key(node) in seen:
+                    continue
+                seen.add(key(node))
+                text = self._text(node.span)
+                role = "baseline" if name == "baseline" else "advantage"
+                if isinstance(node, Reduce) and node.axis in ("group", "batch"):
+                    mended = f"{text[: text.rindex('over')]}over others)" if "over" in text else text
+                    message = f"the {role} is biased: `{text}` uses the sequence's own sample (Eq. 7)"
+                    help = f"write `{mended}` for an unbiased estimate, or keep the published form"
+                else:
+                    message = f"the {role} is biased: `{text}` is the sequence's own sample (Eq. 7)"
+                    help = "use the other samples of the group: `mean(reward over others)`"
+                self.findings.add("W702", message, node.span, help=help)
+
+    def _own(self, expr: Expr, skip: tuple[str, ...]) -> Iterator[Expr]:
+        """The outermost expressions below, but the reward itself, that use the sequence's own sample."""
+        match expr:
+            case Named() if expr.name in skip:
+                return
+            case Named():
+                yield from self._own(self.method.definitions[expr.name].body, skip)
+            case Reduce():
+                if self._depends(expr)[0]:
+                    yield expr
+            case Call() if expr.function == "choose":
+                for argument in expr.arguments[1:]:
+                    yield from self._own(argument, skip)
+            case Call():
+                for argument in expr.arguments:
+                    yield from self._own(argument, skip)
+            case Observed() if "reward" in skip and expr.name in self.method.scores:
+                yield expr
+            case _:
+                return
+
+    def _depends(self, expr: Expr) -> tuple[bool, bool]:
+        """Whether a sequence's value depends on its own sample, and on those of the others of its group or batch."""
+        match expr:
+            case Observed():
+                fixed = expr.name in ("group_size", "label", "demonstration")
+                return not fixed, False
+            case Named():
+                return self._depends(self.method.definitions[expr.name].body)
+            case Reduce():
+                own, cross = self._depends(expr.arguments[0])
+                if expr.axis == "tokens":
+                    return own, cross
+                return (cross, own or cross) if expr.axis == "others" else (own or cross, own or cross)
+            case Call(function="greedy"):
+                return False, False
+            case Call(function="mismatched"):
+                return False, True
+            case Call():
+                parts = [self._depends(argument) for argument in expr.arguments]
+                return any(own for own, _ in parts), any(cross for _, cross in parts)
+            case _:
+                return False, False
+
+    # --- penalty and dead code ----------------------------------------------------------------------------------------
+
+    def _penalty(self) -> None:
+        penalty = self.method.definitions["penalty"]
+        if penalty.given and not penalty.body.live:
+            message = "the penalty has no gradient: nothing in it is differentiated in `logp`"
+            if ("observed", "entropy") in reads(penalty.body, self.method):
+                message += "; `entropy` is a number here"
+            help = "use `logp` in it, move it into the reward, or delete it"
+            self.findings.add("W708", message, penalty.body.span, help=help)
+
+    def _unused(self) -> None:
+        """What this file declares and nothing uses. What it inherits is its parents' business."""
+        used = self._mentions()
+        for kind, word in (("param", "parameter"), ("score", "score"), ("definition", "definition")):
+            for name, statement in self.declared.of_kind(kind):
+                if name in used or statement.source.name != self.method.file:
+                    continue
+                span = statement.span_of(leaf(statement))
+                what = "component" if name in _FEEDS else word
+                why = f": only {_FEEDS[name]} uses it, and the method gives its own" if name in _FEEDS else ""
+                message = f"the {what} `{leaf(statement)}` is used by nothing{why}"
+                self.findings.add("W704", message, span, help="delete it, or use it")
+
+    def _mentions(self) -> set[str]:
+        """Every name that some expression uses, and the components that the estimator itself uses."""
+        bodies = [*self._bodies(), *(law.body for law in self.method.laws.values() if law.body is not None)]
+        bodies += [body for law in self.method.laws.values() for body in law.exchanges.values()]
+        used = {name for body in bodies for _, name in reads(body, self.method, into=False)}
+        steps = [*self.method.aggregate, *(s for law in self.method.laws.values() for s in law.aggregate or ())]
+        used |= {step.divisor for step in steps if isinstance(step.divisor, str)}
+        used |= {"advantage", "credit", "penalty"}
+        if not self.method.definitions["advantage"].given:
+            used |= {"reward", "baseline"}
+        if any(
+            name == "omega"
+            for kind, name in reads(self.method.functions["omega"].body, self.method)
+            if kind == "argument"
+        ):
+            used |= {"measure", "anchor", "alpha"}
+        return used
+
+
+#: components that matter to one other part alone
+_FEEDS = {
+    "reward": "the default `advantage`",
+    "baseline": "the default `advantage`",
+    "measure": "`omega`",
+    "anchor": "`omega`",
+    "alpha": "`omega`",
+}
+
+
+def arguments(method: MethodIR, facts: Facts) -> dict[str, Interval]:
+    """The ranges of z = alpha * (measure - anchor) and of the advantage."""
+    ranges = {name: facts.range(method.definitions[name].body) for name in ("alpha", "measure", "anchor", "advantage")}
+    distance = FUNCTIONS["subtract"].range(ranges["measure"], ranges["anchor"])
+    return {"omega": FUNCTIONS["multiply"].range(ranges["alpha"], distance), "upsilon": ranges["advantage"]}
+
+
+def _is_std(expr: Expr, method: MethodIR) -> bool:
+    if isinstance(expr, Named):
+        return _is_std(method.definitions[expr.name].body, method)
+    return isinstance(expr, Reduce) and expr.function in ("std", "sample_std")
+
+
+def _worst(low: float, bound: float) -> str:
+    return f"{bound:g}" if low == bound else "below it" if math.isinf(low) else f"{low:g}"

@@ -134,7 +134,7 @@ def _whole(rows: Mapping[str, _Row | None]) -> dict[str, _Row]:
 def _data(declared: Declarations, findings: Findings) -> tuple[str, ...]:
     statement = declared.one("data")
     if statement is None:
-        if not any(finding.code == "E101" for finding in findings):
+        if "data" not in declared.broken:
             help = f"add `data KIND`, KIND one of {listed(KINDS)}"
             findings.add("E209", "the method does not say what it learns from", declared.place, help=help)
         return ()
@@ -232,9 +232,8 @@ def _score(name: str, statement: Statement, findings: Findings) -> ScoreRow:
 
 
 def _require_reward(declared: Declarations, findings: Findings) -> None:
-    names = {name for kind, name in declared.table if kind == "name"}
-    syntax = any(finding.code == "E101" for finding in findings)
-    if not names & {"reward", "advantage"} and not syntax:
+    names = {name for kind, name in declared.table if kind == "name"} | declared.broken
+    if not names & {"reward", "advantage"}:
         help = "add `reward = …`, for example `reward = label`"
         findings.add("E209", "the method gives no reward", declared.place, help=help)
 
@@ -263,6 +262,8 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
             continue
         word, argument, tree = statement.tree.children
         assert isinstance(word, Token) and isinstance(argument, Token) and isinstance(tree, Tree)
+        if None in parts:
+            continue  # the scope of the argument is not known; what it is made of has a finding of its own
         if _shadows(argument, statement, declared, elaborator.findings):
             continue
         checked = elaborator.expression(statement, tree, Binding(str(argument), name, scope))

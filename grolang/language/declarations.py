@@ -51,6 +51,7 @@ class Declarations:
     table: dict[Key, Statement] = field(default_factory=dict)
     laws: dict[str, Statement] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)  # names and keywords of statements that do not parse
 
     def of_kind(self, kind: str) -> Iterator[tuple[str, Statement]]:
         """Name and statement of each declaration of a kind, in the order of the file."""
@@ -87,8 +88,10 @@ def declare(source: Source, findings: Findings) -> Declarations:
 def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[Source, ...]) -> None:
     """Add a file's statements: first its parent's, then its own in their place."""
     found.sources[source.name] = source
-    parsed, problems = parse(source)
+    read = parse(source)
+    parsed, problems = read.statements, read.findings
     findings.extend(problems)
+    found.broken |= {canonical(name) for name in read.broken}
     own: dict[Key, Statement] = {}
     for statement in parsed:
         if _depth(statement.tree) > MAX_DEPTH:
@@ -112,7 +115,8 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
         if key[0] == "name":
             _check_name(statement, findings)
     method = own.pop(("method", ""), None)
-    _check_method(method, source, parsed, problems, findings)
+    if "method" not in found.broken:
+        _check_method(method, source, parsed, problems, findings)
     if parent := own.pop(("extends", ""), None):
         _extend(parent, source, found, findings, chain)
     found.laws = {name: law for (kind, name), law in own.items() if kind == "law"}
@@ -156,8 +160,7 @@ def _check_method(
 ) -> None:
     start = Span(file=source.name, start=0, end=0)
     if method is None:
-        if not any(line.startswith("method") for line in source.text.split("\n")):
-            findings.add("E105", "the file does not name its method", start, help='begin it with `method NAME "title"`')
+        findings.add("E105", "the file does not name its method", start, help='begin it with `method NAME "title"`')
     elif parsed[0] is not method and not problems:
         findings.add(
             "E105",

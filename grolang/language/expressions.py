@@ -83,6 +83,8 @@ class Elaborator:
         if name in self.definitions:
             return self.definitions[name]
         statement = self.declared.table.get(("name", name))
+        if name in self.declared.broken:
+            return self.definitions.setdefault(name, None)
         if statement is None or statement.kind != "definition":
             return self._default(name)
         token = leaf(statement)
@@ -212,13 +214,15 @@ class Elaborator:
         return None
 
     def _component(self, name: str, spelled: str, span: Span) -> Expr | None:
-        if name == "reward" and ("name", "reward") not in self.declared.table:
+        if name == "reward" and ("name", "reward") not in self.declared.table and name not in self.declared.broken:
             help = "add `reward = …`"
             self.findings.add("E201", f"`{spelled}` is used, but the method gives no reward", span, help=help)
             return None
         return self._named(name, span)
 
     def _unknown(self, spelled: str, span: Span) -> None:
+        if canonical(spelled) in self.declared.broken:
+            return  # the statement that declares it has a finding of its own
         if canonical(spelled) in CALLABLE or spelled in SPELLINGS:
             help = f"call it: `{spelled}(…)`"
             self.findings.add("E205", f"`{spelled}` is a function, not a value", span, help=help)

@@ -28,11 +28,15 @@ def _logsigmoid(x: float) -> float:
     return min(x, 0) - math.log1p(math.exp(-abs(x)))
 
 
+def _undefined(*_: float) -> float:
+    return math.nan
+
+
 @dataclass(frozen=True)
 class Function:
     """A function of numbers, applied to each value by itself.
 
-    `derivative` holds, per argument, the partial derivative in the language, of the arguments by their names and
+    `number` computes it for floats, where torch is not at hand. `derivative` holds, per argument, the partial derivative in the language, of the arguments by their names and
     of `out`, the function's own value; None where it is 0 almost everywhere: no gradient flows there.
     """
 
@@ -42,6 +46,7 @@ class Function:
     slopes: Callable[..., tuple[Slope, ...]]
     derivative: tuple[str | None, ...]
     domain: tuple[Domain, ...] = ()
+    number: Callable[..., float] = _undefined
     symbol: str = ""
     help: str = ""
 
@@ -137,7 +142,7 @@ def _chosen_range(condition: Interval, then: Interval, otherwise: Interval) -> I
 _TO_ZERO = "not defined at 0 or below"
 
 ROWS = (
-    Function("add", ("a", "b"), intervals.added, _fixed("+", "+"), ("1", "1"), symbol="+"),
+    Function("add", ("a", "b"), intervals.added, _fixed("+", "+"), ("1", "1"), symbol="+", number=lambda a, b: a + b),
     Function(
         "subtract",
         ("a", "b"),
@@ -145,6 +150,7 @@ ROWS = (
         _fixed("+", "-"),
         ("1", "-1"),
         symbol="-",
+        number=lambda a, b: a - b,
     ),
     Function(
         "multiply",
@@ -153,6 +159,7 @@ ROWS = (
         lambda a, b: (_sign_of(b), _sign_of(a)),
         ("b", "a"),
         symbol="*",
+        number=lambda a, b: a * b,
     ),
     Function(
         "divide",
@@ -161,6 +168,7 @@ ROWS = (
         lambda a, b: (_sign_of(b), _flipped(_sign_of(a)) if b.positive or b.negative else "?"),
         ("1 / b", "-out / b"),
         symbol="/",
+        number=lambda a, b: a / b,
     ),
     Function(
         "power",
@@ -169,15 +177,32 @@ ROWS = (
         _power_slopes,
         ("b * a ^ (b - 1)", "out * log(a)"),
         symbol="^",
+        number=lambda a, b: math.pow(a, b),
     ),
-    Function("negate", ("a",), intervals.negated, _fixed("-"), ("-1",), symbol="-"),
-    Function("less", ("a", "b"), _truth, _fixed("-", "+"), (None, None), symbol="<"),
-    Function("less_equal", ("a", "b"), _truth, _fixed("-", "+"), (None, None), symbol="<="),
-    Function("greater", ("a", "b"), _truth, _fixed("+", "-"), (None, None), symbol=">"),
-    Function("greater_equal", ("a", "b"), _truth, _fixed("+", "-"), (None, None), symbol=">="),
-    Function("equal", ("a", "b"), _truth, _fixed("?", "?"), (None, None), symbol="=="),
-    Function("not_equal", ("a", "b"), _truth, _fixed("?", "?"), (None, None), symbol="!="),
-    Function("not", ("a",), _truth, _fixed("?"), (None,), symbol="not"),
+    Function("negate", ("a",), intervals.negated, _fixed("-"), ("-1",), symbol="-", number=lambda a: -a),
+    Function("less", ("a", "b"), _truth, _fixed("-", "+"), (None, None), symbol="<", number=lambda a, b: float(a < b)),
+    Function(
+        "less_equal", ("a", "b"), _truth, _fixed("-", "+"), (None, None), symbol="<=", number=lambda a, b: float(a <= b)
+    ),
+    Function(
+        "greater", ("a", "b"), _truth, _fixed("+", "-"), (None, None), symbol=">", number=lambda a, b: float(a > b)
+    ),
+    Function(
+        "greater_equal",
+        ("a", "b"),
+        _truth,
+        _fixed("+", "-"),
+        (None, None),
+        symbol=">=",
+        number=lambda a, b: float(a >= b),
+    ),
+    Function(
+        "equal", ("a", "b"), _truth, _fixed("?", "?"), (None, None), symbol="==", number=lambda a, b: float(a == b)
+    ),
+    Function(
+        "not_equal", ("a", "b"), _truth, _fixed("?", "?"), (None, None), symbol="!=", number=lambda a, b: float(a != b)
+    ),
+    Function("not", ("a",), _truth, _fixed("?"), (None,), symbol="not", number=lambda a: float(a == 0)),
     Function(
         "choose",
         ("c", "a", "b"),
@@ -185,8 +210,9 @@ ROWS = (
         _fixed("?", "+", "+"),
         (None, "1 if c else 0", "0 if c else 1"),
         symbol="if",
+        number=lambda c, a, b: a if c else b,
     ),
-    Function("exp", ("x",), _rising(math.exp), _fixed("+"), ("out",), help="e to the power of x"),
+    Function("exp", ("x",), _rising(math.exp), _fixed("+"), ("out",), help="e to the power of x", number=math.exp),
     Function(
         "log",
         ("x",),
@@ -195,6 +221,7 @@ ROWS = (
         ("1 / x",),
         ((0, POSITIVE, _TO_ZERO),),
         help="natural logarithm",
+        number=math.log,
     ),
     Function(
         "log1p",
@@ -204,8 +231,17 @@ ROWS = (
         ("1 / (1 + x)",),
         ((0, Interval(-1, low_open=True), "not defined at -1 or below"),),
         help="log(1 + x), exact near 0",
+        number=math.log1p,
     ),
-    Function("expm1", ("x",), _rising(math.expm1), _fixed("+"), ("out + 1",), help="exp(x) - 1, exact near 0"),
+    Function(
+        "expm1",
+        ("x",),
+        _rising(math.expm1),
+        _fixed("+"),
+        ("out + 1",),
+        help="exp(x) - 1, exact near 0",
+        number=math.expm1,
+    ),
     Function(
         "sqrt",
         ("x",),
@@ -214,8 +250,9 @@ ROWS = (
         ("0.5 / out",),
         ((0, NONNEGATIVE, "not defined below 0"),),
         help="square root",
+        number=math.sqrt,
     ),
-    Function("abs", ("x",), _absolute, lambda a: (_sign_of(a),), ("sign(x)",), help="distance from 0"),
+    Function("abs", ("x",), _absolute, lambda a: (_sign_of(a),), ("sign(x)",), help="distance from 0", number=abs),
     Function(
         "sign",
         ("x",),
@@ -223,9 +260,26 @@ ROWS = (
         _fixed("+"),
         (None,),
         help="1, 0 or -1",
+        number=lambda x: float((x > 0) - (x < 0)),
     ),
-    Function("sigmoid", ("x",), _rising(_sigmoid), _fixed("+"), ("out * (1 - out)",), help="1 / (1 + exp(-x))"),
-    Function("logsigmoid", ("x",), _rising(_logsigmoid), _fixed("+"), ("sigmoid(-x)",), help="log(sigmoid(x))"),
+    Function(
+        "sigmoid",
+        ("x",),
+        _rising(_sigmoid),
+        _fixed("+"),
+        ("out * (1 - out)",),
+        help="1 / (1 + exp(-x))",
+        number=_sigmoid,
+    ),
+    Function(
+        "logsigmoid",
+        ("x",),
+        _rising(_logsigmoid),
+        _fixed("+"),
+        ("sigmoid(-x)",),
+        help="log(sigmoid(x))",
+        number=_logsigmoid,
+    ),
     Function(
         "softplus",
         ("x",),
@@ -233,9 +287,20 @@ ROWS = (
         _fixed("+"),
         ("sigmoid(x)",),
         help="log(1 + exp(x))",
+        number=lambda x: -_logsigmoid(-x),
     ),
-    Function("tanh", ("x",), _rising(math.tanh), _fixed("+"), ("1 - out * out",), help="hyperbolic tangent"),
-    Function("relu", ("x",), _rising(lambda x: max(x, 0.0)), _fixed("+"), ("1 if x > 0 else 0",), help="max(x, 0)"),
+    Function(
+        "tanh", ("x",), _rising(math.tanh), _fixed("+"), ("1 - out * out",), help="hyperbolic tangent", number=math.tanh
+    ),
+    Function(
+        "relu",
+        ("x",),
+        _rising(lambda x: max(x, 0.0)),
+        _fixed("+"),
+        ("1 if x > 0 else 0",),
+        help="max(x, 0)",
+        number=lambda x: max(x, 0.0),
+    ),
     Function(
         "min",
         ("a", "b"),
@@ -243,6 +308,7 @@ ROWS = (
         _fixed("+", "+"),
         ("1 if a < b else 0.5 if a == b else 0", "1 if b < a else 0.5 if a == b else 0"),
         help="the smaller of two",
+        number=min,
     ),
     Function(
         "max",
@@ -251,6 +317,7 @@ ROWS = (
         _fixed("+", "+"),
         ("1 if a > b else 0.5 if a == b else 0", "1 if b > a else 0.5 if a == b else 0"),
         help="the larger of two",
+        number=max,
     ),
     Function(
         "clip",
@@ -259,6 +326,7 @@ ROWS = (
         _fixed("+", "+", "+"),
         ("1 if lo <= x <= hi else 0", "1 if x < lo else 0", "1 if x > hi else 0"),
         help="x, held between lo and hi",
+        number=lambda x, lo, hi: min(max(x, lo), hi),
     ),
 )
 

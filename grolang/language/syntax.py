@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -54,16 +55,30 @@ def parser() -> Lark:
     return Lark(grammar, parser="lalr", start="statement", propagate_positions=True, maybe_placeholders=True)
 
 
-def parse(source: Source) -> tuple[list[Statement], list[Diagnostic]]:
-    """All statements that parse, and a finding for each that does not."""
-    parsed: list[Statement] = []
-    found: list[Diagnostic] = []
+_DECLARES = re.compile(r"(?:(?:param|score)\s+)?(\w+)")
+
+
+@dataclass
+class Parsed:
+    """All statements that parse, a finding for each that does not, and the names that those were to declare."""
+
+    statements: list[Statement] = field(default_factory=list)
+    findings: list[Diagnostic] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+
+
+def parse(source: Source) -> Parsed:
+    """Parse every statement of a source by itself."""
+    out = Parsed()
+    parsed, found = out.statements, out.findings
     whole = Span(file=source.name, start=0, end=0)
     if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        return [], [_limit(f"the file is larger than {MAX_BYTES // 1024} KiB", whole)]
+        found.append(_limit(f"the file is larger than {MAX_BYTES // 1024} KiB", whole))
+        return out
     cuts = list(statements(source.text))
     if len(cuts) > MAX_STATEMENTS:
-        return [], [_limit(f"the file has more than {MAX_STATEMENTS} statements", whole)]
+        found.append(_limit(f"the file has more than {MAX_STATEMENTS} statements", whole))
+        return out
     for start, end in cuts:
         text = source.text[start:end]
         span = Span(file=source.name, start=start, end=end)
@@ -76,7 +91,9 @@ def parse(source: Source) -> tuple[list[Statement], list[Diagnostic]]:
             parsed.append(Statement(source, start, end, parser().parse(text)))
         except UnexpectedInput as error:
             found.append(_worded(error, text, span))
-    return parsed, found
+            if declares := _DECLARES.match(text):
+                out.broken.add(declares[1])
+    return out
 
 
 def _limit(message: str, span: Span) -> Diagnostic:

@@ -1,0 +1,33 @@
+"""What every pass runs under: no autograd, no autocast, and out of sight of torch.compile."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def opaque(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, run as it stands by torch.compile (a graph break at the call).
+
+    A custom operator cannot take the passes' callbacks, and tracing them would unroll their chunk loops and
+    specialise on the number of live rows; a break is right with every back end.
+    """
+    return cast(Callable[P, R], torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+
+def exact(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """`function(hidden, …)` without autograd and without autocast, which would round operands."""
+
+    @functools.wraps(function)
+    def run(hidden: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            return function(hidden, *args, **kwargs)
+
+    return opaque(run)

@@ -1,0 +1,33 @@
+"""Log-probs without gradient: 2NDV."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .exact import exact
+from .head import Head
+from .rows import Rows
+from .sweep import BUDGET, Sweep, row_chunks
+
+
+@exact
+def forward(hidden: Tensor, head: Head, targets: Tensor, *, entropy: bool = False, budget: int = BUDGET) -> Rows:
+    """logp_i = log softmax(logits_i)[y_i], lse_i = log Σ_v exp(logits_iv), entropy_i = −Σ_v p_iv log p_iv.
+
+    hidden [N, D] are the states of valid tokens only, targets [N] their tokens. All results [N] are fp32
+    (fp64 for fp64 inputs). One chunk of logits lives at a time, in one buffer of at most `budget` bytes (one
+    row at least; below about 256 rows a chunk the matrix products lose speed).
+    """
+    chunks = row_chunks(hidden, head, budget)
+    sweep = Sweep(hidden, head, targets, chunks, entropy=entropy)
+    for rows in chunks:
+        sweep.read_log_probs(rows)
+    return Rows(sweep.logp, sweep.lse, sweep.entropy)
+
+
+def logps(
+    hidden: Tensor, head: Head, targets: Tensor, *, entropy: bool = False, budget: int = BUDGET
+) -> tuple[Tensor, Tensor | None]:
+    """(logp [N], entropy [N] or None) of `forward`."""
+    rows = forward(hidden, head, targets, entropy=entropy, budget=budget)
+    return rows.logp, rows.entropy

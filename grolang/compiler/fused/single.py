@@ -1,0 +1,53 @@
+"""One pass where a row's coefficient needs no other row's log-prob: 6NDV, one chunk of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .exact import exact
+from .head import Head
+from .rows import Rows
+from .sweep import BUDGET, Gradients, Sweep, finished, row_chunks, zero_sums
+
+
+class Pass(NamedTuple):
+    """What one pass gave: logp, lse, entropy [N], the coefficients c [N] that it used, the gradients."""
+
+    rows: Rows
+    coefficients: Tensor
+    gradients: Gradients
+
+
+@exact
+def single_pass(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    coefficient: Callable[[slice, Tensor, Tensor | None], Tensor],
+    *,
+    entropy: bool = False,
+    budget: int = BUDGET,
+) -> Pass:
+    """log-probs, coefficients and the gradients of −Σ c·logp, c held fixed, while each chunk of logits lives.
+
+    coefficient(rows, logp, entropy) → c gets the rows of a chunk as a slice of 0..N and their log-probs (and
+    entropies, or None) [n], and returns c [n]. Coefficients known beforehand are the case `lambda rows, *_:
+    c[rows]`. 6NDV; 4NDV with a frozen head; 2NDV for rows with c = 0, which leave before the backward
+    products.
+    """
+    chunks = row_chunks(hidden, head, budget)
+    sweep = Sweep(hidden, head, targets, chunks, entropy=entropy)
+    sums = zero_sums(head, sweep.precise.sums)
+    d_hidden = torch.zeros(hidden.shape, dtype=sweep.precise.sums, device=hidden.device)
+    coefficients = torch.empty_like(sweep.logp)
+    for rows in chunks:
+        sweep.read(rows)
+        chunk_entropy = None if sweep.entropy is None else sweep.entropy[rows]
+        coefficients[rows] = coefficient(rows, sweep.logp[rows], chunk_entropy)
+        sweep.add(rows, coefficients[rows], d_hidden, sums)
+    found = Rows(sweep.logp, sweep.lse, sweep.entropy)
+    return Pass(found, coefficients, finished(hidden, head, d_hidden, sums))

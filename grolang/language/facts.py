@@ -1,0 +1,228 @@
+"""Facts by composition: the range of an expression and how it moves, from the rows of the table of functions.
+
+Composition follows CVXPY's rule (Grant, Boyd and Ye, 2006) and knows no function by name. A condition is taken
+into its branches: in `a / s if s > 0 else 0`, `s` is positive where it divides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+
+from grolang.language import intervals
+from grolang.language.functions import FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS, Slope
+from grolang.language.intervals import ANY, Interval
+from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce
+from grolang.language.scopes import Scope
+
+#: what is known beyond the table: an expression's key -> the range that a condition leaves it
+Known = Mapping[object, Interval]
+
+#: log-probs that a float32 tells from 0; beyond it `exp` is asked too much anyway
+_LOGP = Interval(-85, 0)
+
+
+@cache
+def key(expr: Expr) -> object:
+    """Equal for expressions that say the same, wherever they stand."""
+    match expr:
+        case Number():
+            return expr.value
+        case Call() | Reduce():
+            axis = expr.axis if isinstance(expr, Reduce) else ""
+            return (expr.function, axis, *(key(argument) for argument in expr.arguments))
+        case Parameter() | Observed() | Named() | Argument():
+            return expr.kind, expr.name
+        case _:
+            return expr.kind, expr.span.start
+
+
+class Facts:
+    """Ranges and slopes of a method's expressions.
+
+    With `fixed`, parameters stand at their values, else anywhere in their bounds; with `typical`, log-probs lie
+    where a float32 can tell them apart.
+    """
+
+    def __init__(self, method: MethodIR, *, fixed: bool = False, typical: bool = False) -> None:
+        self.method = method
+        self.fixed = fixed
+        self.typical = typical
+        self.arguments: dict[str, Interval] = {}
+
+    def range(self, expr: Expr, known: Known | None = None) -> Interval:
+        """Every value that the expression can take lies here."""
+        known = known or {}
+        found = self._range(expr, known)
+        return intervals.meet(found, known[key(expr)]) if key(expr) in known else found
+
+    def _range(self, expr: Expr, known: Known) -> Interval:
+        match expr:
+            case Number():
+                return intervals.exactly(expr.value)
+            case Parameter():
+                row = self.method.parameters[expr.name]
+                unbounded = row.interval == ANY
+                return intervals.exactly(row.value) if self.fixed or unbounded else row.interval
+            case Observed():
+                row_range = OBSERVABLES[expr.name].range if expr.name in OBSERVABLES else ANY
+                return _LOGP if self.typical and expr.name.startswith("logp") else row_range
+            case Named():
+                return self.range(self.method.definitions[expr.name].body, known)
+            case Argument():
+                return self.arguments.get(expr.name, ANY)
+            case Reduce():
+                return REDUCTIONS[expr.function].range(self.range(expr.arguments[0], known))
+            case Call(function="choose"):
+                condition, then, otherwise = expr.arguments
+                parts = (
+                    self.range(condition, known),
+                    self.range(then, {**known, **self.assumed(condition, True, known)}),
+                )
+                return FUNCTIONS["choose"].range(
+                    *parts, self.range(otherwise, {**known, **self.assumed(condition, False, known)})
+                )
+            case Call() if expr.function in FORMS:
+                return FORMS[expr.function].range(self.range(expr.arguments[0], known))
+            case Call():
+                return FUNCTIONS[expr.function].range(*(self.range(argument, known) for argument in expr.arguments))
+            case _:
+                return ANY
+
+    def assumed(self, condition: Expr, holds: bool, known: Known) -> dict[object, Interval]:
+        """What a condition's outcome tells about the expressions that it compares."""
+        if not isinstance(condition, Call):
+            return {}
+        args = condition.arguments
+        match condition.function, holds:
+            case "not", _:
+                return self.assumed(args[0], not holds, known)
+            case "choose", True if args[0] == args[2]:  # a and b
+                return self.assumed(args[0], True, known) | self.assumed(args[1], True, known)
+            case "choose", False if args[0] == args[1]:  # a or b
+                return self.assumed(args[0], False, known) | self.assumed(args[2], False, known)
+            case (("less" | "less_equal" | "greater" | "greater_equal" | "not_equal" | "equal"), _):
+                return self._compared(condition.function, holds, args[0], args[1], known)
+            case _:
+                return {}
+
+    def _compared(self, sign: str, holds: bool, a: Expr, b: Expr, known: Known) -> dict[object, Interval]:
+        opposite = {
+            "less": "greater_equal",
+            "greater_equal": "less",
+            "greater": "less_equal",
+            "less_equal": "greater",
+            "equal": "not_equal",
+            "not_equal": "equal",
+        }
+        sign = sign if holds else opposite[sign]
+        x, y = self.range(a, known), self.range(b, known)
+        match sign:
+            case "less" | "less_equal":
+                strict = sign == "less"
+                below = Interval(-math.inf, y.high, high_open=strict or y.high_open)
+                above = Interval(x.low, math.inf, low_open=strict or x.low_open)
+            case "greater" | "greater_equal":
+                strict = sign == "greater"
+                below = Interval(y.low, math.inf, low_open=strict or y.low_open)
+                above = Interval(-math.inf, x.high, high_open=strict or x.high_open)
+            case "equal":
+                below, above = y, x
+            case _:
+                below, above = _without(x, y), _without(y, x)
+        return {key(a): intervals.meet(x, below), key(b): intervals.meet(y, above)}
+
+    def slope(self, expr: Expr, variable: str) -> Slope:
+        """How the expression moves with the argument of omega or upsilon; "?" where composition cannot tell."""
+        match expr:
+            case Argument():
+                return "+" if expr.name == variable else "="
+            case Named():
+                return self.slope(self.method.definitions[expr.name].body, variable)
+            case Reduce():
+                inner = self.slope(expr.arguments[0], variable)
+                return "=" if inner == "=" else "?"
+            case Call() if expr.function in FORMS:
+                inner = self.slope(expr.arguments[0], variable)
+                return "=" if inner == "=" else inner if expr.function == "sg" else "?"
+            case Call():
+                ranges = [self.range(argument) for argument in expr.arguments]
+                outer = FUNCTIONS[expr.function].slopes(*ranges)
+                inner_slopes = [self.slope(argument, variable) for argument in expr.arguments]
+                return _joined([_composed(f, g) for f, g in zip(outer, inner_slopes)])
+            case _:
+                return "="
+
+
+def _without(x: Interval, y: Interval) -> Interval:
+    """x where it is known not to equal the single value y: an end that it excludes."""
+    if y.point is None:
+        return x
+    return Interval(x.low, x.high, x.low_open or x.low == y.point, x.high_open or x.high == y.point)
+
+
+def _composed(outer: Slope, inner: Slope) -> Slope:
+    if inner == "=" or outer == "=":
+        return "="
+    if "?" in (outer, inner):
+        return "?"
+    return "+" if outer == inner else "-"
+
+
+def _joined(parts: list[Slope]) -> Slope:
+    moving = {part for part in parts if part != "="}
+    return "=" if not moving else moving.pop() if len(moving) == 1 else "?"
+
+
+def reads(expr: Expr, method: MethodIR, *, into: bool = True) -> set[tuple[str, str]]:
+    """Kind and name of everything that an expression mentions; `into` follows definitions."""
+    found: set[tuple[str, str]] = set()
+    stack = [expr]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, (Call, Reduce)):
+            stack += node.arguments
+        elif isinstance(node, (Parameter, Observed, Named, Argument)):
+            mention = node.kind, node.name
+            if isinstance(node, Named) and into and mention not in found:
+                stack.append(method.definitions[node.name].body)
+            found.add(mention)
+    return found
+
+
+def value(expr: Expr, method: MethodIR, given: Mapping[tuple[str, str], float]) -> float:
+    """The value of an expression of single numbers; NaN where it is not defined."""
+    match expr:
+        case Number():
+            return expr.value
+        case Parameter():
+            return method.parameters[expr.name].value
+        case Observed() | Argument():
+            return given[expr.kind, expr.name]
+        case Named():
+            mention = expr.kind, expr.name
+            return given[mention] if mention in given else value(method.definitions[expr.name].body, method, given)
+        case Call() if expr.function in FUNCTIONS:
+            parts = [value(argument, method, given) for argument in expr.arguments]
+            try:
+                return float(FUNCTIONS[expr.function].number(*parts))
+            except OverflowError:
+                return math.inf
+            except (ValueError, ZeroDivisionError):
+                return math.nan
+        case _:
+            return math.nan
+
+
+def pointwise(expr: Expr, method: MethodIR) -> bool:
+    """Whether an expression is made of numbers at one place only: no reduction, no form, no finer value."""
+    match expr:
+        case Call():
+            return expr.function in FUNCTIONS and all(pointwise(argument, method) for argument in expr.arguments)
+        case Named():
+            return expr.scope <= Scope.CONST or pointwise(method.definitions[expr.name].body, method)
+        case Reduce():
+            return False
+        case _:
+            return True
