@@ -123,6 +123,8 @@ def _evaluated(build: Builder, tree: Tree[Token], names: dict[str, int]) -> int:
     match str(tree.data):
         case "literal":
             return build.number(float(str(children[0])))
+        case "parenthesis":
+            return steps(*children)[0]
         case "name":
             return names[str(children[0])]
         case "negative" | "binary":

@@ -76,7 +76,9 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
 class Run:
     """The values of a program's steps on one batch."""
 
-    def __init__(self, program: Program, batch: Batch, method: str) -> None:
+    def __init__(
+        self, program: Program, batch: Batch, method: str, arbitrary: Callable[[str, int], Tensor] | None = None
+    ) -> None:
         self.program = program
         self.batch = batch
         self.method = method
@@ -86,6 +88,7 @@ class Run:
         self.layout = Layout(batch.mask, batch.group, rows)
         self._mismatched: Layout | None = None
         self._current: dict[str, Tensor] = {}
+        self._arbitrary = arbitrary
         self.values: dict[int, Tensor] = {}
 
     def __call__(self, *outputs: str) -> list[Tensor]:
@@ -123,6 +126,9 @@ class Run:
         match step.op:
             case "const" | "param":
                 return torch.tensor(step.detail[-1], dtype=self.dtype, device=self.device)
+            case "load" if str(step.detail[0]).startswith("any ") and self._arbitrary is not None:
+                drawn = self._arbitrary(f"{step.detail[0]} {step.world}", self._size(self._in(step.world), step.scope))
+                return drawn.to(self.dtype).reshape(() if step.scope <= Scope.BATCH else (-1,))
             case "load":
                 return self._load(str(step.detail[0]), step.world)
             case "count":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from grolang.compiler.derivative import gradient
 from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
@@ -23,11 +23,22 @@ from grolang.language.scopes import REDUCED, Scope
 
 
 class Lowering:
-    """Writes the steps of one method's expressions, each definition once."""
+    """Writes the steps of one method's expressions, each definition once.
 
-    def __init__(self, method: MethodIR, builder: Builder | None = None) -> None:
+    `exchanges` holds expressions that stand in for observables (`when X = EXPR` in a law); `owner` reads them.
+    """
+
+    def __init__(
+        self,
+        method: MethodIR,
+        builder: Builder | None = None,
+        exchanges: Mapping[str, Expr] | None = None,
+        owner: Lowering | None = None,
+    ) -> None:
         self.method = method
         self.builder = builder or Builder()
+        self.exchanges = exchanges or {}
+        self.owner = owner or self
         self._done: dict[tuple[str, str, bool], int] = {}
         self._arguments: dict[str, int] = {}
         self._greedy = False
@@ -75,6 +86,8 @@ class Lowering:
     def _observed(self, expr: Observed, world: str) -> int:
         build = self.builder
         match expr.name:
+            case name if name in self.exchanges:
+                return self._exchanged(self.exchanges[name], world)
             case "length":
                 return build.count(Scope.TOKEN, Scope.SEQUENCE, world)
             case "group_size":
@@ -85,6 +98,15 @@ class Lowering:
                 return build.load(f"greedy {name}", Scope.SEQUENCE)
             case name:
                 return build.load(name, expr.scope, world)
+
+    def _exchanged(self, expr: Expr, world: str) -> int:
+        """An observable's stand-in, made of the batch's own observables."""
+        owner, greedy = self.owner, self.owner._greedy
+        owner._greedy = self._greedy
+        try:
+            return owner.expression(expr, world)
+        finally:
+            owner._greedy = greedy
 
     def _old_policy(self) -> int:
         """For a demonstration `logp_old` is `logp`, as a number: nobody drew it."""
@@ -187,7 +209,17 @@ def lower(method: MethodIR) -> Program:
     `implicit_reward` [S], alpha · label · measure, where the data has labels.
     """
     low = Lowering(method)
-    build = low.builder
+    outputs = estimator(low)
+    for name, report in method.reports.items():
+        outputs[f"report {name}"] = _mean(low, report.body)
+    if set(method.data) & {"preference", "unpaired"} and method.definitions["measure"].given:
+        outputs["implicit_reward"] = _implicit_reward(low, outputs["measure"])
+    return Program(tuple(low.builder.steps), outputs)
+
+
+def estimator(low: Lowering) -> dict[str, int]:
+    """Write a method's coefficient and its parts; where each of them stands."""
+    build, method = low.builder, low.method
     outputs = {name: low.component(name) for name in ("advantage", "measure", "credit")}
     if "reward" in method.definitions:
         outputs["reward"] = low.component("reward")
@@ -202,11 +234,7 @@ def lower(method: MethodIR) -> Program:
     outputs["score_coefficient"] = build.spread(product, Scope.TOKEN)
     outputs["penalty"], slope = low.total(method.definitions["penalty"].body, method.aggregate)
     outputs["coefficient"] = build.spread(build.apply("add", product, slope), Scope.TOKEN)
-    for name, report in method.reports.items():
-        outputs[f"report {name}"] = _mean(low, report.body)
-    if set(method.data) & {"preference", "unpaired"} and method.definitions["measure"].given:
-        outputs["implicit_reward"] = _implicit_reward(low, outputs["measure"])
-    return Program(tuple(build.steps), outputs)
+    return outputs
 
 
 def _mean(low: Lowering, expr: Expr) -> int:

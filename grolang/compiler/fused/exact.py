@@ -1,13 +1,12 @@
-"""What every pass runs under: no autograd, no autocast, and out of sight of torch.compile."""
+"""What every pass runs under: no autograd, and out of sight of torch.compile."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import torch
-from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,12 +21,12 @@ def opaque(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
-def exact(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """`function(hidden, …)` without autograd and without autocast, which would round operands."""
+def exact(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` without autograd. Autocast needs no word: it leaves products into a given tensor alone."""
 
     @functools.wraps(function)
-    def run(hidden: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            return function(hidden, *args, **kwargs)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad():
+            return function(*args, **kwargs)
 
     return opaque(run)

@@ -116,7 +116,7 @@ def length(rows: slice) -> int:
 
 
 def single_value(s: Tensor) -> float:
-    if not bool((s == s[0]).all()):
+    if not bool(((s == s[0]) | s.isnan() & s[0].isnan()).all()):
         raise GroError.plain(
             "the scale of one unit must be one value for all of its rows: this coefficient does not factor",
             help="pass weights=None, and return the coefficients themselves from scale",

@@ -1,0 +1,64 @@
+"""Every law of a method, tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from grolang.compiler.method import Method
+from grolang.language.diagnostics import GroError
+from grolang.language.ir import Law
+from grolang.laws.claims import Verdict, pair_of, search
+from grolang.laws.unbiased import COMPLETIONS, GROUP, bias
+
+
+def check_laws(method: Method, *, examples: int = 100, seed: int = 0) -> Iterator[Verdict]:
+    """A verdict for each law, in the order of the file."""
+    for law in method.ir.laws.values():
+        yield check_law(law, method, examples=examples, seed=seed)
+
+
+def check_law(law: Law, method: Method, *, examples: int = 100, seed: int = 0) -> Verdict:
+    """Try one law. A law that cannot be tried (a parameter that does not exist, say) is a failed one."""
+    words = described(law)
+    try:
+        if law.claim == "unbiased":
+            return _unbiased(law, method, seed)
+        verdict = search(pair_of(law, method), examples=examples, seed=seed)
+    except GroError as error:
+        return Verdict(law.name, words, "failed", error=str(error))
+    return Verdict(law.name, words, verdict.outcome, verdict.tried, verdict.counterexample, verdict.error)
+
+
+def _unbiased(law: Law, method: Method, seed: int) -> Verdict:
+    found = bias(method, seed)
+    tried = len(COMPLETIONS) ** GROUP
+    if found.unbiased:
+        return Verdict(law.name, "unbiased", "proved", tried)
+    blame = blamed(method)
+    error = f"the expected estimate is {found.gap:.3g} away from the true gradient" + (f"; {blame}" if blame else "")
+    return Verdict(law.name, "unbiased", "failed", tried, error=error)
+
+
+def blamed(method: Method) -> str:
+    """The expressions that the checker names as biased."""
+    from grolang.language.checker import check
+
+    findings = check(method.sources[method.ir.file]).findings
+    return "; ".join(finding.message for finding in findings if finding.code == "W702")
+
+
+def described(law: Law) -> str:
+    """A law in a few words, for a table."""
+    match law.claim:
+        case "loss":
+            return "the gradient of its loss"
+        case "invariant":
+            return f"invariant when {', '.join(law.exchanges)} changes"
+        case "unbiased":
+            return "unbiased"
+        case claim:
+            settings = ", ".join(f"{name} = {value:g}" for name, value in law.settings.items())
+            words = [("proportional to" if claim == "proportional" else "equals"), str(law.method)]
+            words += [f"with {settings}"] if settings else []
+            words += [f"when {', '.join(law.exchanges)} is replaced"] if law.exchanges else []
+            return " ".join(words)

@@ -1,0 +1,229 @@
+"""A law as two programs whose coefficients must agree, tried on batches until one tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grolang.compiler.batch import Batch
+from grolang.compiler.execute import Run
+from grolang.compiler.lowering import Lowering, estimator
+from grolang.compiler.method import Method
+from grolang.compiler.program import Builder, Program
+from grolang.language import library
+from grolang.language.checker import bound, check
+from grolang.language.diagnostics import GroError
+from grolang.language.ir import Expr, Law, MethodIR, Step
+from grolang.language.scopes import Scope
+from grolang.language.source import Source
+from grolang.laws.strategies import batches
+
+#: agreement of two coefficients, relative to the largest of the batch: sums of a few float64 terms
+TOLERANCE = 1e-9
+
+_COMPARED = ("reward", "advantage", "upsilon", "measure", "z", "omega", "credit", "penalty")
+
+
+@dataclass(frozen=True, eq=False)
+class Counterexample:
+    """A batch on which two sides differ: both coefficient tensors [S, T], and the first part that differs."""
+
+    batch: Batch
+    left: Tensor
+    right: Tensor
+    part: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What became of a claim: "proved" (the two sides are one program), "held" on `tried` batches, or "failed"."""
+
+    law: str
+    claim: str
+    outcome: str
+    tried: int = 0
+    counterexample: Counterexample | None = None
+    error: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.outcome in ("proved", "held")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two coefficients in one program: outputs `left` and `right`, and the parts of both where there are any."""
+
+    program: Program
+    methods: tuple[MethodIR, ...]
+    proportional: bool = False
+    name: str = ""
+
+    @property
+    def identical(self) -> bool:
+        """The two sides are the same steps: equal on every batch, without trying one."""
+        return self.program.outputs["left"] == self.program.outputs["right"]
+
+    def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
+        """Both coefficients on a batch, and the first part whose values differ."""
+        run = Run(self.program, batch, self.name, _arbitrary(seed))
+        left, right = (run.to_slots(value, Scope.TOKEN) for value in run("left", "right"))
+        return left, right, self._first(run)
+
+    def _first(self, run: Run) -> str:
+        for part in _COMPARED:
+            if f"left {part}" in self.program.outputs and f"right {part}" in self.program.outputs:
+                a, b = run(f"left {part}", f"right {part}")
+                if a.shape != b.shape or not agree(a, b):
+                    return part
+        return ""
+
+    def agree(self, left: Tensor, right: Tensor) -> bool:
+        if not self.proportional:
+            return agree(left, right)
+        place = int(right.abs().flatten().argmax()) if right.numel() else 0
+        a, b = left.flatten()[place], right.flatten()[place]
+        if b == 0:
+            return agree(left, right)
+        return bool(a / b > 0) and agree(left, right * (a / b))
+
+
+def agree(left: Tensor, right: Tensor) -> bool:
+    """Equal to TOLERANCE of the largest entry."""
+    size = max(float(left.abs().max()), float(right.abs().max()), 1e-3) if left.numel() else 1.0
+    return bool(((left - right).abs() <= TOLERANCE * size).all())
+
+
+def _arbitrary(seed: int) -> "Arbitrary":
+    return Arbitrary(seed)
+
+
+@dataclass(frozen=True)
+class Arbitrary:
+    """The values of `any(scope)`: drawn once per place in a law, the same wherever that place is read."""
+
+    seed: int
+
+    def __call__(self, name: str, size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(
+            self.seed + sum(ord(char) * 31**k for k, char in enumerate(name)) % 2**31
+        )
+        return torch.randint(-8, 9, (size,), generator=generator).double() / 4
+
+
+def pair_of(law: Law, method: Method) -> Pair:
+    """The two sides of a law; a parameter that neither method has is a GroError."""
+    settings = law.settings
+    if law.claim == "loss":
+        return _loss_pair(law, method.ir)
+    if law.claim == "invariant":
+        left = _Side(method.ir, {})
+        return paired(left, _Side(method.ir, law.exchanges), method.ir, name=law.name)
+    assert law.method is not None
+    other = other_method(law.method, method)
+    _known(settings, (method.ir, other), law.name)
+    sides = (_Side(_set(ir, settings), law.exchanges) for ir in (method.ir, other))
+    return paired(*sides, method.ir, proportional=law.claim == "proportional", name=law.name)
+
+
+def other_method(name: str, of: Method) -> MethodIR:
+    """The method that a law names: a file in the same folder, else a built-in one."""
+    if name == of.name:
+        return of.ir
+    source: Source | None = library.sibling(name, of.sources[of.ir.file])
+    if source is None:
+        raise GroError.plain(f"there is no method `{name}`", help=f"put `{name}.gro` into the same folder", code="E601")
+    return check(source).unwrap()
+
+
+def _known(settings: Mapping[str, float], methods: tuple[MethodIR, ...], law: str) -> None:
+    for name in settings:
+        if not any(name in method.parameters for method in methods):
+            names = " and ".join(f"`{method.name}`" for method in methods)
+            raise GroError.plain(f"law `{law}`: neither of {names} has a parameter `{name}`", code="E208")
+
+
+def _set(method: MethodIR, settings: Mapping[str, float]) -> MethodIR:
+    """Each side takes the parameters that it has."""
+    return bound(method, {name: value for name, value in settings.items() if name in method.parameters})
+
+
+@dataclass(frozen=True)
+class _Side:
+    method: MethodIR
+    exchanges: Mapping[str, Expr] = field(default_factory=dict)
+
+
+def paired(left: _Side, right: _Side, owner: MethodIR, *, proportional: bool = False, name: str = "") -> Pair:
+    """Two methods in one program. `owner` is the method in whose words the exchanges are written."""
+    build = Builder()
+    reader = Lowering(owner, build)
+    outputs: dict[str, int] = {}
+    for word, side in (("left", left), ("right", right)):
+        low = Lowering(side.method, build, side.exchanges, reader)
+        parts = estimator(low)
+        outputs |= {f"{word} {part}": index for part, index in parts.items()}
+        outputs[word] = parts["coefficient"]
+    return Pair(Program(tuple(build.steps), outputs), (left.method, right.method), proportional, name)
+
+
+def _loss_pair(law: Law, method: MethodIR) -> Pair:
+    build = Builder()
+    low = Lowering(method, build)
+    left = estimator(low)["coefficient"]
+    assert law.body is not None
+    _, right = low.total(law.body, law.aggregate if law.aggregate is not None else _average(law.body))
+    outputs = {"left": left, "right": build.spread(right, Scope.TOKEN)}
+    return Pair(Program(tuple(build.steps), outputs), (method,), name=law.name)
+
+
+def _average(body: Expr) -> tuple[Step, ...]:
+    """A loss per sequence or group is averaged over them."""
+    axis = {Scope.SEQUENCE: "sequences", Scope.GROUP: "groups"}.get(body.scope)
+    return () if axis is None else (Step(function="mean", axis=axis, divisor=None, span=body.span),)
+
+
+def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
+    """Try batches; the smallest that tells the two sides apart, if there is one."""
+    if pair.identical:
+        return Verdict(pair.name, "", "proved")
+    found: list[Counterexample] = []
+    tried = 0
+    smallest = 2 if any(step.detail[-1:] == ("others",) for step in pair.program.steps) else 1
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
+    )
+    @hypothesis.given(batches(*pair.methods, smallest_group=smallest), st.integers(0, 9))
+    def trial(batch: Batch, draw: int) -> None:
+        nonlocal tried
+        tried += 1
+        left, right, part = pair.tensors(batch, draw)
+        whole = torch.isfinite(left) & torch.isfinite(right)
+        hypothesis.assume(bool(whole.all()))
+        if not pair.agree(left, right):
+            found.append(Counterexample(batch, left, right, part))
+            raise _Different
+
+    try:
+        trial()
+    except _Different:
+        return Verdict(pair.name, "", "failed", tried, found[-1])
+    except hypothesis.errors.Unsatisfiable:
+        return Verdict(pair.name, "", "failed", tried, error="no batch gave finite coefficients on both sides")
+    return Verdict(pair.name, "", "held", tried)
+
+
+class _Different(Exception):
+    pass

@@ -1,0 +1,80 @@
+"""Hypothesis strategies: batches that a method accepts, in numbers that a person can check by hand.
+
+Sizes and values are drawn one by one, so a failing batch shrinks to the smallest that fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grolang.compiler.batch import Batch
+from grolang.language.ir import MethodIR
+
+#: log-probs from -1e-6 to -60, most of them eighths
+LOGPS = st.one_of(st.integers(1, 40).map(lambda n: -n / 8), st.sampled_from((-1e-6, -1e-3, -20.0, -60.0)))
+#: scores: quarters, few enough to be equal now and then
+SCORES = st.integers(-4, 4).map(lambda n: n / 4)
+
+
+@st.composite
+def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, largest_group: int = 3) -> Batch:
+    """A batch in float64 that holds everything these methods may use.
+
+    Pairs where one of them learns from preferences, else groups of `smallest_group` to `largest_group`; ragged
+    masks with holes; one-token completions; sometimes a padding row; rows in any order.
+    """
+    kinds = {kind for method in methods for kind in method.data}
+    pairs = "preference" in kinds
+    sizes = draw(st.lists(st.just(2) if pairs else st.integers(smallest_group, largest_group), min_size=1, max_size=3))
+    group = [index for index, size in enumerate(sizes) for _ in range(size)]
+    label = [
+        1.0 if pairs and row % 2 == 0 else -1.0 if pairs else draw(st.sampled_from((1.0, -1.0)))
+        for row in range(len(group))
+    ]
+    slots = draw(st.integers(1, 3))
+    mask = [_row(draw, slots) for _ in group]
+    if draw(st.booleans()):
+        mask.append([False] * slots)
+        group.append(0)
+        label.append(1.0)
+    order = draw(st.permutations(range(len(group))))
+    mask, group, label = ([values[row] for row in order] for values in (mask, group, label))
+    rows = len(group)
+    shown = [float(draw(st.booleans())) if kinds == {"prompts", "demonstrations"} else 0.0 for _ in range(rows)]
+    if kinds == {"demonstrations"}:
+        shown = [1.0] * rows
+    names = sorted({name for method in methods for name in method.scores})
+    by_prompt = {name: [draw(SCORES) for _ in sizes] for name in names}
+    return Batch(
+        mask=torch.tensor(mask),
+        group=torch.tensor(group),
+        label=_tensor(label),
+        demonstration=_tensor(shown),
+        **{name: _logps(draw, rows, slots) for name in ("logp", "logp_old", "logp_ref", "logp_sampler")},
+        entropy=-_logps(draw, rows, slots),
+        scores={name: _tensor(draw(SCORES) for _ in range(rows)) for name in names},
+        greedy_scores={name: _tensor(by_prompt[name][index] for index in group) for name in names},
+        mismatched=Batch(
+            mask=torch.tensor([_row(draw, slots) for _ in range(rows)]),
+            **{name: _logps(draw, rows, slots) for name in ("logp", "logp_old", "logp_ref", "logp_sampler")},
+            entropy=-_logps(draw, rows, slots),
+        ),
+    )
+
+
+def _row(draw: st.DrawFn, slots: int) -> list[bool]:
+    """At least one completion token."""
+    row = [True, *(draw(st.booleans()) for _ in range(slots - 1))]
+    return row[::-1] if draw(st.booleans()) else row
+
+
+def _tensor(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
+def _logps(draw: st.DrawFn, rows: int, slots: int) -> Tensor:
+    return _tensor(draw(LOGPS) for _ in range(rows * slots)).reshape(rows, slots)
