@@ -46,7 +46,7 @@ class Declarations:
 
     name: str = ""
     title: str = ""
-    place: Span = Span(file="", start=0, end=0)
+    place: Span = field(default_factory=lambda: Span(file="", start=0, end=0))
     parents: tuple[str, ...] = ()
     table: dict[Key, Statement] = field(default_factory=dict)
     laws: dict[str, Statement] = field(default_factory=dict)

@@ -36,8 +36,9 @@ def _undefined(*_: float) -> float:
 class Function:
     """A function of numbers, applied to each value by itself.
 
-    `number` computes it for floats, where torch is not at hand. `derivative` holds, per argument, the partial derivative in the language, of the arguments by their names and
-    of `out`, the function's own value; None where it is 0 almost everywhere: no gradient flows there.
+    `number` computes it for floats, where torch is not at hand. `derivative` holds, per argument, the partial
+    derivative in the language, of the arguments by their names and of `out`, the function's own value; None where
+    it is 0 almost everywhere: no gradient flows there.
     """
 
     name: str

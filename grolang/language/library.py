@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str]) -> Source:
 def find(name_or_path: str | os.PathLike[str]) -> Source:
     """A path to a file, or the name of a built-in method."""
     text = os.fspath(name_or_path)
-    if os.path.isfile(text):
+    if Path(text).is_file():
         return read(text)
     if text in built_in():
         return built_in()[text]

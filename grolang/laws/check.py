@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from grolang.compiler.method import Method
 from grolang.language.diagnostics import GroError
 from grolang.language.ir import Law
-from grolang.laws.claims import Verdict, pair_of, search
+from grolang.laws.claims import Verdict, pair_of
+from grolang.laws.equivalence import equivalence
 from grolang.laws.unbiased import COMPLETIONS, GROUP, bias
 
 
@@ -23,7 +24,7 @@ def check_law(law: Law, method: Method, *, examples: int = 100, seed: int = 0) -
     try:
         if law.claim == "unbiased":
             return _unbiased(law, method, seed)
-        verdict = search(pair_of(law, method), examples=examples, seed=seed)
+        verdict = equivalence(pair_of(law, method), examples=examples, seed=seed)
     except GroError as error:
         return Verdict(law.name, words, "failed", error=str(error))
     return Verdict(law.name, words, verdict.outcome, verdict.tried, verdict.counterexample, verdict.error)

@@ -37,6 +37,7 @@ class Counterexample:
     left: Tensor
     right: Tensor
     part: str = ""
+    reads: frozenset[str] = frozenset()  # the tensors that the two sides use
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +66,14 @@ class Pair:
     name: str = ""
 
     @property
-    def identical(self) -> bool:
-        """The two sides are the same steps: equal on every batch, without trying one."""
-        return self.program.outputs["left"] == self.program.outputs["right"]
+    def reads(self) -> frozenset[str]:
+        """The tensors of a batch that the two coefficients use."""
+        steps = (self.program.steps[index] for index in self.program.reachable("left", "right"))
+        return frozenset(str(step.detail[0]) for step in steps if step.op == "load")
 
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
         """Both coefficients on a batch, and the first part whose values differ."""
-        run = Run(self.program, batch, self.name, _arbitrary(seed))
+        run = Run(self.program, batch, self.name, Arbitrary(seed))
         left, right = (run.to_slots(value, Scope.TOKEN) for value in run("left", "right"))
         return left, right, self._first(run)
 
@@ -99,10 +101,6 @@ def agree(left: Tensor, right: Tensor) -> bool:
     return bool(((left - right).abs() <= TOLERANCE * size).all())
 
 
-def _arbitrary(seed: int) -> "Arbitrary":
-    return Arbitrary(seed)
-
-
 @dataclass(frozen=True)
 class Arbitrary:
     """The values of `any(scope)`: drawn once per place in a law, the same wherever that place is read."""
@@ -118,17 +116,21 @@ class Arbitrary:
 
 def pair_of(law: Law, method: Method) -> Pair:
     """The two sides of a law; a parameter that neither method has is a GroError."""
-    settings = law.settings
     if law.claim == "loss":
         return _loss_pair(law, method.ir)
     if law.claim == "invariant":
         left = _Side(method.ir, {})
         return paired(left, _Side(method.ir, law.exchanges), method.ir, name=law.name)
     assert law.method is not None
-    other = other_method(law.method, method)
+    return claimed(law, method, other_method(law.method, method))
+
+
+def claimed(law: Law, method: Method, other: MethodIR) -> Pair:
+    """The two sides of `equals` or `proportional to`, with the law's parameters and exchanges on both."""
+    settings = law.settings
     _known(settings, (method.ir, other), law.name)
-    sides = (_Side(_set(ir, settings), law.exchanges) for ir in (method.ir, other))
-    return paired(*sides, method.ir, proportional=law.claim == "proportional", name=law.name)
+    left, right = (_Side(_set(ir, settings), law.exchanges) for ir in (method.ir, other))
+    return paired(left, right, method.ir, proportional=law.claim == "proportional", name=law.name)
 
 
 def other_method(name: str, of: Method) -> MethodIR:
@@ -190,8 +192,6 @@ def _average(body: Expr) -> tuple[Step, ...]:
 
 def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
     """Try batches; the smallest that tells the two sides apart, if there is one."""
-    if pair.identical:
-        return Verdict(pair.name, "", "proved")
     found: list[Counterexample] = []
     tried = 0
     smallest = 2 if any(step.detail[-1:] == ("others",) for step in pair.program.steps) else 1
@@ -213,7 +213,7 @@ def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
         whole = torch.isfinite(left) & torch.isfinite(right)
         hypothesis.assume(bool(whole.all()))
         if not pair.agree(left, right):
-            found.append(Counterexample(batch, left, right, part))
+            found.append(Counterexample(batch, left, right, part, pair.reads))
             raise _Different
 
     try:

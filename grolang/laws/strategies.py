@@ -42,7 +42,7 @@ def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, larges
         group.append(0)
         label.append(1.0)
     order = draw(st.permutations(range(len(group))))
-    mask, group, label = ([values[row] for row in order] for values in (mask, group, label))
+    mask, group, label = [mask[i] for i in order], [group[i] for i in order], [label[i] for i in order]
     rows = len(group)
     shown = [float(draw(st.booleans())) if kinds == {"prompts", "demonstrations"} else 0.0 for _ in range(rows)]
     if kinds == {"demonstrations"}:
@@ -54,13 +54,19 @@ def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, larges
         group=torch.tensor(group),
         label=_tensor(label),
         demonstration=_tensor(shown),
-        **{name: _logps(draw, rows, slots) for name in ("logp", "logp_old", "logp_ref", "logp_sampler")},
+        logp=_logps(draw, rows, slots),
+        logp_old=_logps(draw, rows, slots),
+        logp_ref=_logps(draw, rows, slots),
+        logp_sampler=_logps(draw, rows, slots),
         entropy=-_logps(draw, rows, slots),
         scores={name: _tensor(draw(SCORES) for _ in range(rows)) for name in names},
         greedy_scores={name: _tensor(by_prompt[name][index] for index in group) for name in names},
         mismatched=Batch(
             mask=torch.tensor([_row(draw, slots) for _ in range(rows)]),
-            **{name: _logps(draw, rows, slots) for name in ("logp", "logp_old", "logp_ref", "logp_sampler")},
+            logp=_logps(draw, rows, slots),
+            logp_old=_logps(draw, rows, slots),
+            logp_ref=_logps(draw, rows, slots),
+            logp_sampler=_logps(draw, rows, slots),
             entropy=-_logps(draw, rows, slots),
         ),
     )

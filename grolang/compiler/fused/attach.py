@@ -45,10 +45,8 @@ class _Attached(torch.autograd.Function):
                 "these gradients were formed in the forward pass and have been handed out already",
                 help="run the forward pass again before a second backward pass",
             )
-        grads, ctx.grads = (
-            ctx.grads,
-            None,
-        )  # autograd takes a buffer over without a copy only if nobody holds it
+        # Autograd takes a buffer over without a copy only if nobody else holds it.
+        grads, ctx.grads = ctx.grads, None
         given: list[Tensor | None] = [None, None]
         for dtype, needed in zip(ctx.dtypes, ctx.needs_input_grad[2:], strict=True):
             grad = grads.pop(0)

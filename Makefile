@@ -1,0 +1,35 @@
+# Two commands: `make run` trains the embedded model with KTO and shows it before and after; `make test` runs the
+# tests. Each makes its own environment in .venv the first time and starts at once afterwards.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: run test lint slow bench clean
+
+run: $(READY)
+	$(BIN)/grolang run methods/kto.gro
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests methods
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/types && mkdir -p build/types/grolang  # the package as it installs, for mypy
+	@ln -s $(CURDIR)/grolang/* build/types/grolang/
+	@ln -s $(CURDIR)/runtime $(CURDIR)/methods $(CURDIR)/grammar build/types/grolang/
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p grolang
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,0 +1,49 @@
+"""`grolang new`: a commented file to start from."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grolang.cli.paint import say
+from grolang.cli.templates import TEMPLATES
+from grolang.language import library
+from grolang.language.diagnostics import GroError
+from grolang.language.syntax import parser
+
+
+class Kind(str, Enum):
+    preference = "preference"
+    unpaired = "unpaired"
+    prompts = "prompts"
+    demonstrations = "demonstrations"
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The method's name; the file is NAME.gro.")],
+    data: Annotated[Kind, typer.Option(help="What the method learns from.")],
+) -> None:
+    """Write NAME.gro: a method that checks, with a comment on every part. Nothing is overwritten."""
+    pattern = parser().get_terminal("NAME").pattern.to_regexp()
+    if not re.fullmatch(pattern, name):
+        message = f"`{name}` is no name: letters, digits and `_`, no digit first"
+        raise GroError.plain(message, help="such as `my_method`; the file is written here", code="E602")
+    if name in library.built_in():
+        help = f"call it `my_{name}`; the built-in one can be extended: `extends {name}`"
+        raise GroError.plain(f"`{name}` is a built-in method", help=help, code="E602")
+    text = TEMPLATES[data.value].format(name=name)
+    path = Path(f"{name}.gro")
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        help = "choose another name, or delete it first"
+        raise GroError.plain(f"`{path}` is there already", help=help, code="E602") from None
+    except OSError as error:
+        help = "look at the folder's permissions"
+        raise GroError.plain(f"cannot write `{path}`: {error.strerror}", help=help) from None
+    say(f"wrote {path}; check it with `grolang check {path}`, train with `grolang run {path}`")

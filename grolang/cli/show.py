@@ -1,0 +1,139 @@
+"""`grolang show`: a method at any stage of its way from text to tensor steps."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+from lark import Token, Tree
+
+from grolang.cli.paint import say, table
+from grolang.language import library
+from grolang.language.checker import check
+from grolang.language.diagnostics import GroError
+from grolang.language.ir import Expr, MethodIR
+from grolang.language.source import Source
+from grolang.language.syntax import parse
+
+
+class Stage(str, Enum):
+    text = "text"
+    tree = "tree"
+    ir = "ir"
+    facts = "facts"
+    needs = "needs"
+    steps = "steps"
+
+
+def show(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
+    stage: Annotated[Stage, typer.Option(help="How far on its way.")] = Stage.text,
+) -> None:
+    """Print a method at one stage: its text, trees, checked form, facts, needs or tensor steps."""
+    source = library.find(file)
+    say(_STAGES[stage](source))
+
+
+def _text(source: Source) -> str:
+    return source.text.rstrip("\n")
+
+
+def _tree(source: Source) -> str:
+    read = parse(source)
+    if read.findings:
+        raise GroError(read.findings, {source.name: source})
+    return "\n".join(_drawn(statement.tree) for statement in read.statements)
+
+
+def _drawn(tree: Tree[Token]) -> str:
+    """A tree as indented lines, without recursion: a sum of many terms is a deep tree."""
+    lines: list[str] = []
+    stack: list[tuple[int, Tree[Token] | Token]] = [(0, tree)]
+    while stack:
+        depth, node = stack.pop()
+        if isinstance(node, Tree):
+            lines.append("  " * depth + str(node.data).rstrip("_"))
+            stack += [(depth + 1, child) for child in reversed(node.children) if child is not None]
+        else:
+            lines.append(f"{'  ' * depth}{node.type} {node}")
+    return "\n".join(lines)
+
+
+def _ir(source: Source) -> str:
+    return check(source).unwrap().model_dump_json(indent=2)
+
+
+def _facts(source: Source) -> str:
+    """A line for each definition, component and report: scope, flow and range."""
+    from grolang.language.analysis import arguments
+    from grolang.language.facts import Facts
+
+    method = check(source).unwrap()
+    facts = Facts(method)
+    facts.arguments = arguments(method, facts)
+    rows = [("NAME", "SCOPE", "FLOW", "RANGE", "MOVES")]
+    for name, body in _bodies(method):
+        flow = "live in logp" if body.live else "number"
+        rows.append((name, body.scope.word, flow, str(facts.range(body)), ""))
+    for function in method.functions.values():
+        moves = {"+": "increasing", "-": "decreasing", "=": "constant"}.get(
+            facts.slope(function.body, function.name), "unknown"
+        )
+        head = f"{function.spelled}({function.argument})"
+        rows.append((head, function.body.scope.word, "number", str(facts.range(function.body)), moves))
+    return table(rows)
+
+
+def _bodies(method: MethodIR) -> list[tuple[str, Expr]]:
+    rows = [(row.spelled, row.body) for row in method.definitions.values()]
+    return rows + [(f"report {name}", row.body) for name, row in method.reports.items()]
+
+
+def _needs(source: Source) -> str:
+    from grolang.compiler.lowering import lower
+    from grolang.compiler.needs import needs
+
+    method = check(source).unwrap()
+    found = needs(lower(method), tuple(method.scores))
+    known = {
+        "none": "before the policy runs",
+        "token": "from the token's own log-prob",
+        "sequence": "from its sequence",
+        "group": "from its group",
+        "batch": "from the whole batch",
+    }
+    rows = [
+        ("data", " + ".join(method.data)),
+        ("scores", ", ".join(found.scores) or "none"),
+        ("reference model", _said(found.reference)),
+        ("mismatched pass", _said(found.mismatched)),
+        ("greedy completions", _said(found.greedy)),
+        ("old log-probs", _said(found.old)),
+        ("sampler log-probs", _said(found.sampler)),
+        ("entropy", _said(found.entropy)),
+        ("coefficient known", f"{known[found.scope]} ({found.scope})"),
+        ("mismatched scope", found.mismatched_scope),
+    ]
+    return table(rows)
+
+
+def _said(needed: bool) -> str:
+    return "yes" if needed else "no"
+
+
+def _steps(source: Source) -> str:
+    from grolang.compiler.lowering import lower
+    from grolang.compiler.program import described
+
+    return described(lower(check(source).unwrap()))
+
+
+_STAGES = {
+    Stage.text: _text,
+    Stage.tree: _tree,
+    Stage.ir: _ir,
+    Stage.facts: _facts,
+    Stage.needs: _needs,
+    Stage.steps: _steps,
+}

@@ -1,0 +1,38 @@
+"""`grolang test`: every law of every file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def test(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, folders or built-in methods.")],
+    examples: Annotated[int, typer.Option(min=1, help="Batches that each law is tried on.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+) -> None:
+    """Prove or try each law; a failed one prints the smallest batch that breaks it."""
+    from rich.console import Console
+
+    from grolang.cli.files import named
+    from grolang.compiler.method import load
+    from grolang.laws.check import check_laws
+    from grolang.laws.show import failure, table
+
+    console = Console()
+    rows = []
+    with console.status("") as status:
+        for name in named(files):
+            method = load(name)
+            for verdict in check_laws(method, examples=examples, seed=seed):
+                rows.append((method.name, verdict))
+                status.update(f"{method.name}: {verdict.law} {verdict.outcome}")
+    console.print(table(rows))
+    failed = [(name, verdict) for name, verdict in rows if not verdict.good]
+    for name, verdict in failed:
+        console.print()
+        console.print(failure(name, verdict))
+    console.print(f"\n{len(rows) - len(failed)} of {len(rows)} laws hold")
+    if failed:
+        raise typer.Exit(1)

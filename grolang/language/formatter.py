@@ -1,0 +1,197 @@
+"""One canonical layout for a file: spacing, alignment and line breaks; never a word, a spelling or a comment.
+
+The text is laid out again from the parser's own tokens, so that nothing but blanks can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lark import Token
+
+from grolang.language.diagnostics import GroError
+from grolang.language.source import Source
+from grolang.language.syntax import Statement, parse, parser
+
+WIDTH = 100
+INDENT = "    "
+MAX_ALIGNED = 30  # a longer name stands out of its block instead of pushing the whole block to the right
+
+_ENDS_OPERAND = {"NAME", "NUMBER", "INF", "RPAR", "CLOSE"}
+_NO_BLANK_BEFORE = {"RPAR", "CLOSE", "COMMA", "COLON"}
+_OPENING = {"LPAR", "OPEN"}
+
+#: where a line may break, loosest first: after these tokens …
+_BREAK_AFTER = {"COMMA": 0, "OR": 2, "AND": 3, "COMPARE": 4, "PLUS": 5, "MINUS": 5, "STAR": 6, "SLASH": 6, "POWER": 7}
+#: … and before these
+_BREAK_BEFORE = {"WITH": 0, "WHEN": 0, "AGGREGATE": 0, "TEXT": 0, "IF": 1, "ELSE": 1, "OVER": 1, "IN": 2}
+#: deeper than any parenthesis: a break after `=`, `:` or `(` is the last resort
+_LAST_RESORT = {"EQUAL": 1000, "COLON": 1000, "LPAR": 1001}
+
+#: statements whose `=` stand below each other, by the kind of their block
+_ALIGNED = {"definition": "definition", "function": "definition", "aggregate": "definition", "report": "report"}
+
+
+@dataclass
+class _Line:
+    """A statement as words, the blanks before each, how well a line breaks after each, and the comments there.
+
+    A break is (depth, tier), the smallest one is taken first; a comment is (whether it has its own line, text).
+    """
+
+    block: str
+    words: list[str] = field(default_factory=list)
+    blanks: list[str] = field(default_factory=list)
+    breaks: list[tuple[int, int] | None] = field(default_factory=list)
+    comments: list[list[tuple[bool, str]]] = field(default_factory=list)
+    equals: int = 0
+
+    @property
+    def head(self) -> int:
+        """Width of what stands before `=`; 0 where it is not to be aligned."""
+        if not self.block or any(self.comments[: self.equals]):
+            return 0
+        width = sum(map(len, self.words[: self.equals])) + sum(map(len, self.blanks[: self.equals]))
+        return width if width <= MAX_ALIGNED else 0
+
+
+def format_text(text: str, name: str = "text") -> str:
+    """The text in canonical form: the same tree, every comment, the author's spelling; formatting it again changes
+    nothing.
+
+    Raises GroError with every syntax finding where a statement does not parse.
+    """
+    source = Source(name, text.replace("\r\n", "\n"))
+    read = parse(source)
+    if read.findings:
+        raise GroError(read.findings, {name: source})
+    items: list[str | _Line] = []
+    end = 0
+    for statement in read.statements:
+        items += _between(source.text[end : statement.start], after=end > 0, before=True)
+        items.append(_line(statement))
+        end = statement.end
+    items += _between(source.text[end:], after=end > 0, before=False)
+    _align(items)
+    return "".join(f"{line}\n" for line in _joined(items))
+
+
+def _between(gap: str, *, after: bool, before: bool) -> list[str | _Line]:
+    """The comment and blank lines between two statements; a blank line is ""."""
+    lines = gap.split("\n")
+    # The ends of the gap lie on the statements' own lines.
+    return [line.strip() for line in lines[1 if after else 0 : -1 if before else None]]
+
+
+def _line(statement: Statement) -> _Line:
+    text = statement.source.text[statement.start : statement.end]
+    tokens = list(parser().parse_interactive(text).exhaust_lexer())
+    line = _Line(_ALIGNED.get(statement.kind, ""))
+    depth = 0
+    previous: Token | None = None
+    unary = False
+    for token, following in zip(tokens, [*tokens[1:], None]):
+        line.words.append(str(token))
+        line.blanks.append("" if previous is None or unary else _blank(previous, token))
+        unary = token.type == "MINUS" and (previous is None or previous.type not in _ENDS_OPERAND)
+        depth += (token.type in _OPENING) - (token.type in ("RPAR", "CLOSE"))
+        line.breaks.append(None if following is None else _break(token, following, depth, unary))
+        stop = len(text) if following is None else following.start_pos
+        line.comments.append(list(_comments(text[token.end_pos : stop])))
+        previous = token
+    line.equals = line.words.index("=") if line.block else 0
+    return line
+
+
+def _comments(gap: str) -> Iterator[tuple[bool, str]]:
+    for number, line in enumerate(gap.split("\n")):
+        if line.strip():
+            yield number > 0, line.strip()
+
+
+def _blank(left: Token, right: Token) -> str:
+    tight = left.type in _OPENING or right.type in _NO_BLANK_BEFORE or (left.type, right.type) == ("NAME", "LPAR")
+    return "" if tight else " "
+
+
+def _break(left: Token, right: Token, depth: int, unary: bool) -> tuple[int, int] | None:
+    """How well a line breaks between two words: by parentheses first, then by what binds loosest."""
+    if unary:
+        return None
+    if left.type in _LAST_RESORT:
+        return _LAST_RESORT[left.type] + depth, 0
+    if right.type in _BREAK_BEFORE:
+        return depth, _BREAK_BEFORE[right.type]
+    return (depth, _BREAK_AFTER[left.type]) if left.type in _BREAK_AFTER else None
+
+
+def _align(items: list[str | _Line]) -> None:
+    """Put the `=` of neighbouring statements below each other."""
+    block: list[_Line] = []
+    for item in [*items, ""]:
+        if isinstance(item, _Line) and item.block and (not block or item.block == block[0].block):
+            block.append(item)
+            continue
+        width = max((line.head for line in block), default=0)
+        for line in block:
+            if line.head:
+                line.blanks[line.equals] = " " * (width - line.head + 1)
+        block = [item] if isinstance(item, _Line) and item.block else []
+
+
+def _joined(items: list[str | _Line]) -> Iterator[str]:
+    """All lines, with at most one blank line in a row and none at either end."""
+    blank = first = True
+    for item in items:
+        if item == "":
+            blank = True
+            continue
+        if blank and not first:
+            yield ""
+        blank = first = False
+        if isinstance(item, str):
+            yield item
+        else:
+            yield from _laid_out(item)
+
+
+def _laid_out(line: _Line) -> Iterator[str]:
+    """A statement on one line where it fits; a comment within it keeps its place, so a line ends there."""
+    start = 0
+    for index, comments in enumerate(line.comments):
+        if not comments and index + 1 < len(line.words):
+            continue
+        *full, last = _filled(line, start, index + 1)
+        yield from full
+        beside = [text for own, text in comments if not own]
+        yield "  ".join([last, *beside])
+        yield from (INDENT + text for own, text in comments if own)
+        start = index + 1
+
+
+def _filled(line: _Line, start: int, stop: int) -> list[str]:
+    """The words [start, stop) on as few lines as fit, broken where they belong together least."""
+    lines: list[str] = []
+    while True:
+        text = "" if start == 0 else INDENT
+        best: int | None = None
+        for index in range(start, stop):
+            text += ("" if index == start else line.blanks[index]) + line.words[index]
+            if len(text) > WIDTH and best is not None:
+                break
+            here, there = line.breaks[index], None if best is None else line.breaks[best]
+            if here is not None and index + 1 < stop and (there is None or here <= there):
+                best = index
+        else:
+            if len(text) <= WIDTH:
+                return [*lines, text]
+        if best is None:
+            return [*lines, text]
+        lines.append(_text(line, start, best + 1))
+        start = best + 1
+
+
+def _text(line: _Line, start: int, stop: int) -> str:
+    inner = "".join(line.blanks[index] + line.words[index] for index in range(start + 1, stop))
+    return ("" if start == 0 else INDENT) + line.words[start] + inner

@@ -1,0 +1,237 @@
+"""A symbolic proof that two coefficients are equal: both in one normal form, their difference expanded to 0.
+
+Each step becomes a sympy expression over atoms: a tensor of the batch at the place where it is read, a count, a
+parameter. Three facts about the batch are used, and no more:
+
+- a sum over children is linear, and what is the same for all children of a parent leaves the sum; a mean is a sum
+  over a count, and the sum of 1 is the count;
+- a pair has one label of each sign: label² = 1, the opposite's label is −label, `chosen(x)` is
+  (x + opposite(x))/2 + label · (x − opposite(x))/2, and the opposite of an expression is that of its atoms;
+- sigmoid(−x) = 1 − sigmoid(x) and its kin, by writing them with exp.
+
+What sympy is not sure to treat soundly on the whole real line (branches, comparisons, min, max, clip, abs, other
+reductions) stays an opaque function of its arguments' normal forms. So a proof can be missed, never made up: only
+equal normal forms, or a difference that cancels as a rational function of atoms, count as a proof.
+"""
+
+from __future__ import annotations
+
+import sympy
+from sympy import Expr, Function, Symbol
+
+from grolang.compiler.program import MISMATCHED, Program
+from grolang.language.scopes import Scope
+
+_EXACT = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "chain": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+    "negate": lambda a: -a,
+    "exp": sympy.exp,
+    "sigmoid": lambda x: 1 / (1 + sympy.exp(-x)),
+    "tanh": lambda x: (sympy.exp(2 * x) - 1) / (sympy.exp(2 * x) + 1),
+    "expm1": lambda x: sympy.exp(x) - 1,
+    "stop": lambda x: x,
+}
+
+
+class Normal:
+    """The normal forms of a program's steps. `largest` bounds the terms that an expansion may have."""
+
+    def __init__(self, program: Program, largest: int = 400) -> None:
+        self.program = program
+        self.largest = largest
+        self._done: dict[tuple[int, bool], Expr] = {}
+        self._scopes: dict[Symbol, Scope] = {}
+
+    def __call__(self, index: int, *, opposite: bool = False) -> Expr:
+        opposite = opposite and self.program.steps[index].scope >= Scope.SEQUENCE  # a pair's value is its own opposite
+        key = (index, opposite)
+        if key not in self._done:
+            self._done[key] = self._paired(self._form(index, opposite))
+        return self._done[key]
+
+    def _paired(self, expr: Expr) -> Expr:
+        """label² = 1."""
+        label = self._atom("label", Scope.SEQUENCE)
+        if label not in expr.free_symbols:
+            return expr
+        return expr.replace(
+            lambda part: part.is_Pow and part.base == label and part.exp.is_Integer,
+            lambda part: label if part.exp % 2 else sympy.Integer(1),
+        )
+
+    def _atom(self, name: str, scope: Scope) -> Symbol:
+        made = Symbol(name, real=True)
+        self._scopes[made] = scope
+        return made
+
+    def _scope(self, expr: Expr) -> Scope:
+        return max((self._scopes.get(symbol, Scope.CONST) for symbol in expr.free_symbols), default=Scope.CONST)
+
+    def _form(self, index: int, opposite: bool) -> Expr:
+        step = self.program.steps[index]
+        away = opposite and step.scope >= Scope.SEQUENCE
+        match step.op:
+            case "const":
+                value = float(step.detail[0])
+                return sympy.Integer(int(value)) if value == int(value) else sympy.Rational(str(value))
+            case "param":
+                return Symbol(f"{step.detail[0]}={step.detail[1]!r}", real=True)
+            case "load" | "count":
+                return self._load(index, away)
+            case "spread":
+                return self(step.args[0], opposite=opposite)
+            case "opposite":
+                return self(step.args[0], opposite=not opposite)
+            case "chosen" | "rejected":
+                return self._of_pair(step.args[0], 1 if step.op == "chosen" else -1)
+            case "reduce":
+                return self._reduced(index, opposite)
+            case "power":
+                return self._power(index, opposite)
+            case "choose":
+                return self._choice(index, opposite)
+            case op if op in _EXACT:
+                return _EXACT[op](*(self(argument, opposite=opposite) for argument in step.args))
+            case _:
+                return self._opaque(index, opposite)
+
+    def _load(self, index: int, away: bool) -> Expr:
+        step = self.program.steps[index]
+        word = f"#{step.detail[0]} per {step.scope.word}" if step.op == "count" else str(step.detail[0])
+        if step.world == MISMATCHED:
+            word = f"mismatched {word}"
+        if word == "label":
+            return -self._atom("label", step.scope) if away else self._atom("label", step.scope)
+        return self._atom(f"opposite {word}" if away else word, step.scope)
+
+    def _of_pair(self, argument: int, sign: int) -> Expr:
+        own, other = self(argument), self(argument, opposite=True)
+        label = self._atom("label", Scope.SEQUENCE)
+        return (own + other) / 2 + sign * label * (own - other) / 2
+
+    def _choice(self, index: int, opposite: bool) -> Expr:
+        """`a if label > 0 else b` is linear in the label, `terminal` in the last token's mark; the rest is opaque."""
+        step = self.program.steps[index]
+        condition = self.program.steps[step.args[0]]
+        if condition.op == "load" and condition.detail == ("last",):
+            mark = self._load(step.args[0], opposite)
+            then, otherwise = (self(argument, opposite=opposite) for argument in step.args[1:])
+            return otherwise + mark * (then - otherwise)
+        if condition.op in ("greater", "less"):
+            left, right = (self(argument, opposite=opposite) for argument in condition.args)
+            label = self._atom("label", Scope.SEQUENCE)
+            if right == 0 and left in (label, -label):
+                sign = (1 if left == label else -1) * (1 if condition.op == "greater" else -1)
+                then, otherwise = (self(argument, opposite=opposite) for argument in step.args[1:])
+                return (then + otherwise) / 2 + sign * label * (then - otherwise) / 2
+        return self._opaque(index, opposite)
+
+    def _power(self, index: int, opposite: bool) -> Expr:
+        base, exponent = (self(argument, opposite=opposite) for argument in self.program.steps[index].args)
+        return base**exponent if exponent.is_Integer else self._opaque(index, opposite)
+
+    def _opaque(self, index: int, opposite: bool) -> Expr:
+        """A function of its arguments' normal forms, about which nothing is known."""
+        step = self.program.steps[index]
+        detail = " ".join(str(part) for part in step.detail)
+        arguments = [self.cancelled(self(argument, opposite=opposite)) for argument in step.args]
+        made = Function(f"{step.op} {detail} {step.scope.word} {step.world}", real=True)(*arguments)
+        return self._named(made, step.scope)
+
+    def _named(self, made: Expr, scope: Scope) -> Symbol:
+        """One symbol for an opaque value: equal values get the same one, and it knows its scope."""
+        return self._atom(f"⟨{sympy.srepr(made)}⟩", scope)
+
+    def _reduced(self, index: int, opposite: bool) -> Expr:
+        step = self.program.steps[index]
+        function, child_word, others = str(step.detail[0]), str(step.detail[1]), bool(step.detail[2])
+        child = Scope[child_word.upper()]
+        inner = sympy.expand(self(step.args[0], opposite=opposite))
+        terms = [self._split(term, Scope.GROUP if others else step.scope) for term in sympy.Add.make_args(inner)]
+        if function not in ("sum", "mean"):
+            return self._shifted(index, opposite, terms)
+
+        def summed(parent: Scope) -> Expr:
+            return sum(
+                (out * self._sum(inside, child, parent, step.world, opposite) for out, inside in terms),
+                sympy.Integer(0),
+            )
+
+        def counted(parent: Scope) -> Expr:
+            return self._sum(sympy.Integer(1), child, parent, step.world, opposite)
+
+        if not others:
+            return summed(step.scope) / counted(step.scope) if function == "mean" else summed(step.scope)
+        # The others are the group without the sequence itself.
+        total, count = summed(Scope.GROUP) - self._own(inner, child, step.world, opposite), counted(Scope.GROUP)
+        own_count = sympy.Integer(1) if child is Scope.SEQUENCE else counted(Scope.SEQUENCE)
+        return total / (count - own_count) if function == "mean" else total
+
+    def _own(self, inner: Expr, child: Scope, world: str, opposite: bool) -> Expr:
+        """A sequence's own share of its group's sum."""
+        if child is Scope.SEQUENCE:
+            return inner
+        terms = [self._split(term, Scope.SEQUENCE) for term in sympy.Add.make_args(inner)]
+        return sum(
+            (out * self._sum(inside, child, Scope.SEQUENCE, world, opposite) for out, inside in terms), sympy.Integer(0)
+        )
+
+    def _split(self, term: Expr, parent: Scope) -> tuple[Expr, Expr]:
+        """A term as (what is the same for all children of a parent, the rest)."""
+        finer = [symbol for symbol in term.free_symbols if self._scopes.get(symbol, Scope.CONST) > parent]
+        outside, inside = term.as_independent(*finer) if finer else (term, sympy.Integer(1))
+        return outside, inside
+
+    def _shifted(self, index: int, opposite: bool, terms: list[tuple[Expr, Expr]]) -> Expr:
+        """std forgets what is added to all values; max, min and quantiles carry it through."""
+        step = self.program.steps[index]
+        shift = sum((out for out, inside in terms if inside == 1), sympy.Integer(0))
+        rest = sum((out * inside for out, inside in terms if inside != 1), sympy.Integer(0))
+        more = [self(argument, opposite=opposite) for argument in step.args[1:]]
+        word = f"reduce {' '.join(map(str, step.detail))} {step.scope.word} {step.world}"
+        named = self._named(Function(word, real=True)(self.cancelled(rest), *more), step.scope)
+        return named if step.detail[0] in ("std", "sample_std") else named + shift
+
+    def _sum(self, inside: Expr, child: Scope, parent: Scope, world: str, opposite: bool) -> Expr:
+        away = opposite and parent >= Scope.SEQUENCE
+        if inside == 1:
+            return self._count(child, parent, world, away)
+        if parent is Scope.SEQUENCE and inside.is_Symbol and inside.name.split()[-1] == "last":
+            return sympy.Integer(1)  # one token of each completion is its last
+        return self._named(Function(f"sum {child.word} {world}", real=True)(inside), parent)
+
+    def _count(self, child: Scope, parent: Scope, world: str, away: bool) -> Expr:
+        word = f"#{child.word} per {parent.word}"
+        word = f"mismatched {word}" if world == MISMATCHED else word
+        return self._atom(f"opposite {word}" if away else word, parent)
+
+    def cancelled(self, expr: Expr) -> Expr:
+        """One form for equal rational functions of atoms and exponentials."""
+        if expr.count_ops() > self.largest:
+            return expr
+        return self._paired(sympy.cancel(sympy.powsimp(sympy.expand(expr, power_exp=True), deep=False)))
+
+
+def proved_equal(program: Program, left: str = "left", right: str = "right") -> bool:
+    """Whether two outputs of a program are equal on every batch, as far as this proof can see."""
+    a, b = program.outputs[left], program.outputs[right]
+    if a == b:
+        return True
+    normal = Normal(program)
+    try:
+        difference = sympy.together(normal(a) - normal(b))
+        if difference.count_ops() > 4000:
+            return False
+        numerator, denominator = sympy.fraction(difference)
+        return denominator != 0 and normal._paired(sympy.expand(_in_exponentials(numerator))) == 0
+    except (RecursionError, ZeroDivisionError, NotImplementedError, sympy.PolynomialError):
+        return False
+
+
+def _in_exponentials(expr: Expr) -> Expr:
+    """exp(a + b) as exp(a) · exp(b), so that equal products meet."""
+    return sympy.expand(expr, power_exp=True)
