@@ -1,0 +1,43 @@
+"""How the fused passes cut their work: chunks, units, live rows."""
+
+from __future__ import annotations
+
+import torch
+
+from grolang.compiler.fused import Head
+from grolang.compiler.fused.factored import pack, unit_slices
+from grolang.compiler.fused.products import spans
+from grolang.compiler.fused.rows import compact
+from grolang.compiler.fused.sweep import row_chunks
+
+
+def test_compaction_moves_live_rows_to_the_front() -> None:
+    for live in ("", "0", "1", "10", "01", "0110", "11110", "00001", "1010101", "0001101000110001"):
+        mask = torch.tensor([one == "1" for one in live], dtype=torch.bool)
+        tile = torch.arange(len(live) * 3.0).view(len(live), 3)
+        order = compact(mask, moved := tile.clone())
+        assert sorted(order.tolist()) == mask.nonzero().squeeze(1).tolist()
+        assert torch.equal(moved[: len(order)], tile[order])
+
+
+def test_chunks_are_even_and_within_the_limit() -> None:
+    for count, most in [(0, 5), (1, 5), (5, 5), (6, 5), (23, 5), (7, 1), (3, 0)]:
+        cut = spans(count, most)
+        assert [i for one in cut for i in range(one.start, one.stop)] == list(range(count))
+        sizes = [one.stop - one.start for one in cut]
+        assert not sizes or (max(sizes) <= max(1, most) and max(sizes) - min(sizes) <= 1)
+
+
+def test_a_default_chunk_holds_at_least_256_rows_of_a_large_vocabulary() -> None:
+    for vocabulary in (32_000, 128_256, 262_144):
+        with torch.device("meta"):
+            head = Head(torch.empty(vocabulary, 8))
+            cut = row_chunks(torch.empty(4096, 8), head, 256 * 2**20)
+        assert min(one.stop - one.start for one in cut) >= 256
+
+
+def test_units_are_packed_in_order_and_a_large_one_stands_alone() -> None:
+    unit = torch.tensor([4] * 2 + [7] * 3 + [1] * 9 + [2] * 1 + [3] * 4)
+    units = unit_slices(unit)
+    assert [(u.start, u.stop) for u in units] == [(0, 2), (2, 5), (5, 14), (14, 15), (15, 19)]
+    assert [(p.start, p.stop) for p in pack(units, 5)] == [(0, 5), (5, 14), (14, 19)]
