@@ -25,6 +25,7 @@ class _Analysis:
         self.method = method
         self.declared = declared
         self.findings = findings
+        self._dependence: dict[str, tuple[bool, bool]] = {}
         self.facts = Facts(method)
         self.typical = Facts(method, fixed=True, typical=True)
         self.fixed = Facts(method, fixed=True)
@@ -160,7 +161,7 @@ class _Analysis:
         """Eq. 7: an estimate stays unbiased as long as the baseline (and the divisor) leave the own sample out."""
         seen: set[object] = set()
         for name in ("baseline", "advantage"):
-            for node in self._own(self.method.definitions[name].body, skip=("reward", "baseline")):
+            for node in self._own(self.method.definitions[name].body, name == "baseline"):
                 if key(node) in seen:
                     continue
                 seen.add(key(node))
@@ -175,26 +176,24 @@ class _Analysis:
                     help = "use the other samples of the group: `mean(reward over others)`"
                 self.findings.add("W702", message, node.span, help=help)
 
-    def _own(self, expr: Expr, skip: tuple[str, ...]) -> Iterator[Expr]:
-        """The outermost expressions below, but the reward itself, that use the sequence's own sample."""
-        match expr:
-            case Named() if expr.name in skip:
-                return
-            case Named():
-                yield from self._own(self.method.definitions[expr.name].body, skip)
-            case Reduce():
-                if self._depends(expr)[0]:
-                    yield expr
-            case Call() if expr.function == "choose":
-                for argument in expr.arguments[1:]:
-                    yield from self._own(argument, skip)
-            case Call():
-                for argument in expr.arguments:
-                    yield from self._own(argument, skip)
-            case Observed() if "reward" in skip and expr.name in self.method.scores:
-                yield expr
-            case _:
-                return
+    def _own(self, expr: Expr, in_baseline: bool) -> Iterator[Expr]:
+        """The outermost expressions below that use the sequence's own sample; in an advantage its reward may."""
+        stack, seen = [expr], set[str]()
+        while stack:
+            node = stack.pop()
+            scored = isinstance(node, Observed) and node.name in self.method.scores
+            if scored or (isinstance(node, Named) and node.name == "reward"):
+                if in_baseline:
+                    yield node
+            elif isinstance(node, Named):
+                if node.name != "baseline" and node.name not in seen:
+                    seen.add(node.name)
+                    stack.append(self.method.definitions[node.name].body)
+            elif isinstance(node, Reduce):
+                if self._depends(node)[0]:
+                    yield node
+            elif isinstance(node, Call) and node.function != "greedy":
+                stack += node.arguments[1:] if node.function == "choose" else node.arguments
 
     def _depends(self, expr: Expr) -> tuple[bool, bool]:
         """Whether a sequence's value depends on its own sample, and on those of the others of its group or batch."""
@@ -203,7 +202,9 @@ class _Analysis:
                 fixed = expr.name in ("group_size", "label", "demonstration")
                 return not fixed, False
             case Named():
-                return self._depends(self.method.definitions[expr.name].body)
+                if expr.name not in self._dependence:
+                    self._dependence[expr.name] = self._depends(self.method.definitions[expr.name].body)
+                return self._dependence[expr.name]
             case Reduce():
                 own, cross = self._depends(expr.arguments[0])
                 if expr.axis == "tokens":
@@ -250,9 +251,9 @@ class _Analysis:
         used = {name for body in bodies for _, name in reads(body, self.method, into=False)}
         steps = [*self.method.aggregate, *(s for law in self.method.laws.values() for s in law.aggregate or ())]
         used |= {step.divisor for step in steps if isinstance(step.divisor, str)}
-        used |= {"advantage", "credit", "penalty"}
+        used |= {"advantage", "credit", "penalty", "reward"}  # the reward is logged at every step
         if not self.method.definitions["advantage"].given:
-            used |= {"reward", "baseline"}
+            used.add("baseline")
         if any(
             name == "omega"
             for kind, name in reads(self.method.functions["omega"].body, self.method)
@@ -264,7 +265,6 @@ class _Analysis:
 
 #: components that matter to one other part alone
 _FEEDS = {
-    "reward": "the default `advantage`",
     "baseline": "the default `advantage`",
     "measure": "`omega`",
     "anchor": "`omega`",

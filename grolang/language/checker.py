@@ -134,7 +134,7 @@ def _whole(rows: Mapping[str, _Row | None]) -> dict[str, _Row]:
 def _data(declared: Declarations, findings: Findings) -> tuple[str, ...]:
     statement = declared.one("data")
     if statement is None:
-        if "data" not in declared.broken:
+        if "data" not in declared.broken and not declared.incomplete:
             help = f"add `data KIND`, KIND one of {listed(KINDS)}"
             findings.add("E209", "the method does not say what it learns from", declared.place, help=help)
         return ()
@@ -233,7 +233,7 @@ def _score(name: str, statement: Statement, findings: Findings) -> ScoreRow:
 
 def _require_reward(declared: Declarations, findings: Findings) -> None:
     names = {name for kind, name in declared.table if kind == "name"} | declared.broken
-    if not names & {"reward", "advantage"}:
+    if not names & {"reward", "advantage"} and not declared.incomplete:
         help = "add `reward = …`, for example `reward = label`"
         findings.add("E209", "the method gives no reward", declared.place, help=help)
 

@@ -51,6 +51,7 @@ class Declarations:
     table: dict[Key, Statement] = field(default_factory=dict)
     laws: dict[str, Statement] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    incomplete: bool = False  # a method that it extends is not to be had, or the file is empty
     broken: set[str] = field(default_factory=set)  # names and keywords of statements that do not parse
 
     def of_kind(self, kind: str) -> Iterator[tuple[str, Statement]]:
@@ -90,6 +91,7 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
     found.sources[source.name] = source
     read = parse(source)
     parsed, problems = read.statements, read.findings
+    found.incomplete |= not parsed and not problems
     findings.extend(problems)
     found.broken |= {canonical(name) for name in read.broken}
     own: dict[Key, Statement] = {}
@@ -115,7 +117,9 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
         if key[0] == "name":
             _check_name(statement, findings)
     method = own.pop(("method", ""), None)
-    if "method" not in found.broken:
+    if any(problem.code == "E104" for problem in problems):
+        found.incomplete = True
+    elif "method" not in found.broken:
         _check_method(method, source, parsed, problems, findings)
     if parent := own.pop(("extends", ""), None):
         _extend(parent, source, found, findings, chain)
@@ -211,11 +215,13 @@ def _extend(
         near = nearest(name, library.built_in())
         help = f"did you mean `{near}`?" if near else f"put `{name}.gro` into the same folder"
         findings.add("E601", f"there is no method `{name}` to extend", span, help=help)
+        found.incomplete = True
         return
     if parent.name == source.name or any(parent.name == earlier.name for earlier in chain):
         way = [*(s.name for s in (*chain, source)), parent.name]
         way = way[way.index(parent.name) :]
         findings.add("E603", f"a method extends itself: {' → '.join(way)}", span, help="extend another method")
+        found.incomplete = True
         return
     if len(chain) + 1 > MAX_EXTENDS:
         findings.add(

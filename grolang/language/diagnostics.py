@@ -55,6 +55,10 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     return sorted(unique, key=lambda d: (d.span is None, d.span.file if d.span else "", d.span.start if d.span else 0))
 
 
+#: characters of a source line that a message shows
+_WIDEST = 160
+
+
 def render(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source]) -> str:
     """The terminal form, without colour; findings are parted by a blank line."""
     return "\n\n".join(_render_one(finding, sources) for finding in in_order(diagnostics))
@@ -77,6 +81,9 @@ def _render_one(finding: Diagnostic, sources: Mapping[str, Source]) -> str:
             shown = span.file
         text = source.line(line)
         stop = min(span.end - source.line_starts[line - 1], len(text))
+        if len(text) > _WIDEST:  # a window around the mark
+            first = max(0, column - 1 - _WIDEST // 4)
+            text, column, stop = text[first : first + _WIDEST], column - first, min(stop, first + _WIDEST) - first
         before, marked = text[: column - 1].expandtabs(4), text[column - 1 : stop].expandtabs(4)
         carets = "^" * max(_cells(marked), 1)
         lines.append(f"{line:>{width}} | {text.expandtabs(4)}")

@@ -14,7 +14,6 @@ from grolang.language import intervals
 from grolang.language.functions import FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS, Slope
 from grolang.language.intervals import ANY, Interval
 from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce
-from grolang.language.scopes import Scope
 
 #: what is known beyond the table: an expression's key -> the range that a condition leaves it
 Known = Mapping[object, Interval]
@@ -50,6 +49,8 @@ class Facts:
         self.fixed = fixed
         self.typical = typical
         self.arguments: dict[str, Interval] = {}
+        self._ranges: dict[tuple[str, frozenset[tuple[object, Interval]]], Interval] = {}
+        self._slopes: dict[tuple[str, str], Slope] = {}
 
     def range(self, expr: Expr, known: Known | None = None) -> Interval:
         """Every value that the expression can take lies here."""
@@ -69,7 +70,10 @@ class Facts:
                 row_range = OBSERVABLES[expr.name].range if expr.name in OBSERVABLES else ANY
                 return _LOGP if self.typical and expr.name.startswith("logp") else row_range
             case Named():
-                return self.range(self.method.definitions[expr.name].body, known)
+                memo = expr.name, frozenset(known.items())
+                if memo not in self._ranges:
+                    self._ranges[memo] = self.range(self.method.definitions[expr.name].body, known)
+                return self._ranges[memo]
             case Argument():
                 return self.arguments.get(expr.name, ANY)
             case Reduce():
@@ -139,7 +143,9 @@ class Facts:
             case Argument():
                 return "+" if expr.name == variable else "="
             case Named():
-                return self.slope(self.method.definitions[expr.name].body, variable)
+                if (expr.name, variable) not in self._slopes:
+                    self._slopes[expr.name, variable] = self.slope(self.method.definitions[expr.name].body, variable)
+                return self._slopes[expr.name, variable]
             case Reduce():
                 inner = self.slope(expr.arguments[0], variable)
                 return "=" if inner == "=" else "?"
@@ -191,8 +197,8 @@ def reads(expr: Expr, method: MethodIR, *, into: bool = True) -> set[tuple[str, 
     return found
 
 
-def value(expr: Expr, method: MethodIR, given: Mapping[tuple[str, str], float]) -> float:
-    """The value of an expression of single numbers; NaN where it is not defined."""
+def value(expr: Expr, method: MethodIR, given: dict[tuple[str, str], float]) -> float:
+    """The value of an expression of single numbers; NaN where it is not defined. `given` learns definitions."""
     match expr:
         case Number():
             return expr.value
@@ -202,7 +208,9 @@ def value(expr: Expr, method: MethodIR, given: Mapping[tuple[str, str], float]) 
             return given[expr.kind, expr.name]
         case Named():
             mention = expr.kind, expr.name
-            return given[mention] if mention in given else value(method.definitions[expr.name].body, method, given)
+            if mention not in given:
+                given[mention] = value(method.definitions[expr.name].body, method, given)
+            return given[mention]
         case Call() if expr.function in FUNCTIONS:
             parts = [value(argument, method, given) for argument in expr.arguments]
             try:
@@ -216,13 +224,15 @@ def value(expr: Expr, method: MethodIR, given: Mapping[tuple[str, str], float]) 
 
 
 def pointwise(expr: Expr, method: MethodIR) -> bool:
-    """Whether an expression is made of numbers at one place only: no reduction, no form, no finer value."""
-    match expr:
-        case Call():
-            return expr.function in FUNCTIONS and all(pointwise(argument, method) for argument in expr.arguments)
-        case Named():
-            return expr.scope <= Scope.CONST or pointwise(method.definitions[expr.name].body, method)
-        case Reduce():
+    """Whether an expression is made of numbers at one place only: no reduction, no form."""
+    stack, seen = [expr], set[str]()
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Reduce) or (isinstance(node, Call) and node.function not in FUNCTIONS):
             return False
-        case _:
-            return True
+        if isinstance(node, Call):
+            stack += node.arguments
+        elif isinstance(node, Named) and node.name not in seen:
+            seen.add(node.name)
+            stack.append(method.definitions[node.name].body)
+    return True

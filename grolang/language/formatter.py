@@ -25,7 +25,7 @@ _OPENING = {"LPAR", "OPEN"}
 #: where a line may break, loosest first: after these tokens …
 _BREAK_AFTER = {"COMMA": 0, "OR": 2, "AND": 3, "COMPARE": 4, "PLUS": 5, "MINUS": 5, "STAR": 6, "SLASH": 6, "POWER": 7}
 #: … and before these
-_BREAK_BEFORE = {"WITH": 0, "WHEN": 0, "AGGREGATE": 0, "TEXT": 0, "IF": 1, "ELSE": 1, "OVER": 1, "IN": 2}
+_BREAK_BEFORE = {"WITH": -1, "WHEN": -1, "AGGREGATE": -1, "TEXT": 0, "IF": 1, "ELSE": 1, "OVER": 1, "IN": 2}
 #: deeper than any parenthesis: a break after `=`, `:` or `(` is the last resort
 _LAST_RESORT = {"EQUAL": 1000, "COLON": 1000, "LPAR": 1001}
 

@@ -15,6 +15,7 @@ from grolang.language.source import Source, Span, statements
 
 MAX_BYTES = 256 * 1024
 MAX_STATEMENTS = 2000
+MAX_WORDS = 20_000
 MAX_NESTING = 100
 MAX_DIGITS = 40
 
@@ -55,6 +56,7 @@ def parser() -> Lark:
     return Lark(grammar, parser="lalr", start="statement", propagate_positions=True, maybe_placeholders=True)
 
 
+_WORD = re.compile(r"\w+|[^\w\s]")
 _DECLARES = re.compile(r"(?:(?:param|score)\s+)?(\w+)")
 
 
@@ -78,6 +80,10 @@ def parse(source: Source) -> Parsed:
     cuts = list(statements(source.text))
     if len(cuts) > MAX_STATEMENTS:
         found.append(_limit(f"the file has more than {MAX_STATEMENTS} statements", whole))
+        return out
+    words = sum(1 for start, end in cuts for _ in _WORD.finditer(source.text, start, end))
+    if words > MAX_WORDS:
+        found.append(_limit(f"the file has more than {MAX_WORDS} words and signs", whole))
         return out
     for start, end in cuts:
         text = source.text[start:end]
@@ -167,6 +173,8 @@ def wording(accepted: frozenset[str]) -> str:
             parts.append(words)
             rest.difference_update(group)
 
+    if "STAR" in rest:
+        rest.discard("LPAR")  # a call is spelled by its name; after it an operator is what is missing
     take(_STATEMENT | {"NAME"}, "a statement: `method`, `data`, `param`, …, or `NAME = EXPRESSION`")
     take(_CLAIMS, "`loss`, `equals`, `proportional to`, `invariant when` or `unbiased`")
     take(_EXPRESSION | {"NOT"}, "an expression", _EXPRESSION)
@@ -193,54 +201,100 @@ def wording(accepted: frozenset[str]) -> str:
 
 
 def _worded(error: UnexpectedInput, text: str, span: Span) -> Diagnostic:
-    position: int | None = None
-    at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
-    if isinstance(error, UnexpectedToken):
-        accepted = frozenset(error.accepts or error.expected)
-        found = str(error.token)
-        position = len(text) if at_end else error.token.start_pos
+    accepted, before = _state(text)
+    if isinstance(error, UnexpectedToken) and error.token.type != "$END":
+        found, place = str(error.token), error.token.start_pos or 0
     elif isinstance(error, UnexpectedCharacters):
-        accepted = frozenset(error.allowed or ())
-        position = error.pos_in_stream or 0
-        found = text[position]
+        place = error.pos_in_stream or 0
+        found = text[place]
     else:
-        accepted, found = frozenset(), ""
-    place = len(text) if position is None else position
-    what = "the statement ends" if at_end else f"found `{_shown(found)}`"
+        found, place = "", len(text)
+    expected = _NAMES.get(before, "") if accepted == {"NAME"} else ""
+    if accepted == {"NAME"} and not expected and text.startswith("aggregate"):
+        expected = "`sum over AXIS` or `mean over AXIS`"
+    expected = expected or wording(accepted)
+    what = f"found `{_shown(found)}`" if found else "but the statement ends"
     start = span.start + place
-    width = 1 if at_end else max(len(found), 1)
     return Diagnostic(
         code="E101",
         severity="error",
-        message=f"expected {wording(accepted) if accepted else 'the end of the statement'}, {what}"
-        if not at_end
-        else f"expected {wording(accepted)}, but {what}",
-        span=Span(file=span.file, start=start, end=start + width),
+        message=f"expected {expected}, {what}",
+        span=Span(file=span.file, start=start, end=start + max(len(found), 1)),
         help=_advice(found, text, place, accepted),
     )
 
 
+#: what a name stands for, by the word before it
+_NAMES = {
+    "over": "an axis, such as `tokens`",
+    "equals": "the name of a method",
+    "to": "the name of a method",
+    "extends": "the name of a method",
+    "method": "the method's name",
+    "data": "a kind of data: `preference`, `unpaired`, `prompts` or `demonstrations`",
+}
+
+
+def _state(text: str) -> tuple[frozenset[str], str]:
+    """What is acceptable where the parser stops, and the word before that place."""
+    steps = parser().parse_interactive(text)
+    last = ""
+    try:
+        for token in steps.iter_parse():
+            last = str(token)
+    except UnexpectedInput:
+        pass
+    return frozenset(steps.accepts()), last
+
+
 def _shown(text: str) -> str:
-    return text if text.isprintable() else "".join(f"U+{ord(char):04X}" for char in text)
+    if not text.isprintable():
+        return "".join(f"U+{ord(char):04X}" for char in text)
+    return text
+
+
+#: what people write from other languages, and what it is here
+_SLIPS = {
+    "&": "write `and`",
+    "&&": "write `and`",
+    "|": "write `or`",
+    "!": "write `not`, or `!=`",
+    "?": "write `A if CONDITION else B`",
+    ";": "start each statement on a line of its own",
+    "“": 'write the text between straight quotes: `"`',
+    '"': 'close the text with `"` on the same line',
+    "[": "values are not indexed; reduce over an axis, or use `chosen(x)`, `terminal(x)`",
+    ".": "a value has no parts; an observable is written by its name alone",
+    "{": "bounds are written `(0, 1)` or `[0, 1]`",
+}
 
 
 def _advice(found: str, text: str, place: int, accepted: frozenset[str]) -> str:
     """One edit for the slips that people make most."""
-    rest = text[place:]
-    if rest.startswith("*") and text[:place].rstrip().endswith("*"):
+    first, rest = text.split()[0] if text.split() else "", text[place:]
+    line_start = not text[text.rfind("\n", 0, place) + 1 : place].strip()
+    if rest.startswith("*") and text[:place].endswith("*"):
         return "write a power with `^`: `x ^ 2`"
-    if found == "=" and "COMPARE" in accepted:
-        return "compare with `==`; a statement has one `=`, and a new one starts in column 1"
-    if found in ("&", "|", "!", "&&", "||"):
-        return "write `and`, `or`, `not`"
-    if found == '"' or (found in "“”„" and found):
-        return 'close the text with a straight `"` on the same line'
-    if found == "group" and "EQUAL" not in accepted and "=" in rest:
+    if rest.startswith(">") and text[:place].endswith("<"):
+        return "write `!=`"
+    if rest.startswith("=") and first == "group":
         return "write `group 8`, without `=`"
-    if "RPAR" in accepted and found == "":
+    if rest.startswith("=") and "COMPARE" in accepted:
+        return "compare with `==`"
+    if line_start and place and "\n" in text[:place]:
+        return "a line that starts with blanks continues the statement above: start a new one in column 1"
+    if found in _SLIPS:
+        return _SLIPS[found]
+    if found and not found[0].isascii():
+        return "names are made of Latin and Greek letters, digits and `_`"
+    if first == "param" and "IN" in accepted:
+        return "a default is one number, such as `0.1`"
+    if first == "aggregate":
+        return "for example `aggregate = sum over tokens, mean over sequences`"
+    if accepted == {"ELSE"} or ("ELSE" in accepted and not found):
+        return "every `if` has an `else`: `A if CONDITION else B`"
+    if "RPAR" in accepted and not found:
         return "close the parenthesis with `)`"
-    if "OVER" in accepted and "AGGREGATE" not in accepted:
-        return "say the axis: `sum(x over tokens)`"
-    if place == 0 or "METHOD" in accepted:
-        return "a statement starts in column 1 with its keyword or its name; a line that continues it is indented"
+    if place == 0:
+        return "start with a keyword, or with the name of a definition"
     return ""

@@ -1,0 +1,93 @@
+"""The parser never shows itself raw: every state has words, and any text at all gives a result or findings."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.lark import from_lark
+
+from grolang.language import library
+from grolang.language.checker import Checked, check
+from grolang.language.diagnostics import as_json, render
+from grolang.language.source import Source
+from grolang.language.syntax import MAX_BYTES, MAX_STATEMENTS, parser, wording
+
+START = "method m\ndata prompts\nscore r = exact_match\nreward = r\n"
+
+
+def checked(text: str) -> Checked:
+    """The outcome of a check, rendered both ways, in less than a second."""
+    start = time.process_time()
+    found = check(Source("any.gro", text))
+    render(found.findings, found.sources)
+    as_json(found.findings, found.sources)
+    assert time.process_time() - start < 1
+    return found
+
+
+def test_every_state_of_the_parser_has_a_wording_without_names_of_terminals() -> None:
+    table = parser().parser.parser._parse_table  # type: ignore[attr-defined]
+    states = {frozenset(name for name in row if name.isupper() or name == "$END") for row in table.states.values()}
+    assert len(states) > 20
+    for accepted in states - {frozenset()}:
+        words = wording(accepted)
+        outside = "".join(words.split("`")[::2])  # what is quoted is the language's own
+        assert words and "__" not in words
+        assert not any(word.isupper() and len(word) > 1 for word in outside.split()), words
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(from_lark(parser(), start="statement"))
+def test_any_statement_of_the_grammar_is_checked(statement: str) -> None:
+    checked(START + " ".join(statement.split("\n")) + "\n")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_checked(text: str) -> None:
+    checked(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(library.built_in())), st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_a_mutated_method_is_checked(name: str, seed: int, changes: int) -> None:
+    draw, raw = random.Random(seed), bytearray(library.built_in()[name].text.encode())
+    for _ in range(changes):
+        place = draw.randrange(len(raw))
+        match draw.randrange(3):
+            case 0:
+                raw[place] = draw.randrange(256)
+            case 1:
+                del raw[place : place + draw.randrange(1, 12)]
+            case _:
+                raw[place:place] = raw[place : place + draw.randrange(1, 40)]
+    checked(raw.decode("utf-8", "replace"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("#" * (MAX_BYTES + 1), id="more bytes than the limit"),
+        pytest.param("a = 1\n" * (MAX_STATEMENTS + 1), id="more statements than the limit"),
+        pytest.param(START + "anchor = " + "(" * 5000 + "1" + ")" * 5000, id="parentheses"),
+        pytest.param(START + "anchor = " + "-" * 50_000 + "1", id="signs"),
+        pytest.param(START + "anchor = " + "1 ^ " * 20_000 + "1", id="powers"),
+        pytest.param(START + "anchor = " + "1 if 1 else " * 10_000 + "1", id="branches"),
+        pytest.param(START + "anchor = " + "not " * 10_000 + "1", id="nots"),
+        pytest.param(START + "anchor = " + "1 + " * 20_000 + "1", id="a long sum"),
+        pytest.param(START + "anchor = " + "9" * 100_000, id="digits"),
+        pytest.param(START + "anchor = min(" + "1, " * 30_000 + "1)", id="arguments"),
+    ],
+)
+def test_a_text_past_a_limit_is_one_error_in_a_second(text: str) -> None:
+    found = checked(text)
+    assert [finding.code for finding in found.errors] in (["E104"], ["E206"])
+
+
+def test_definitions_that_double_each_other_are_checked_in_a_second() -> None:
+    lines = ["a0 = length"] + [f"a{n} = a{n - 1} + a{n - 1}" for n in range(1, 60)]
+    assert not checked(START + "\n".join(lines) + "\nanchor = a59\nomega(z) = sigmoid(z)\n").errors
