@@ -18,6 +18,7 @@ COMMANDS = {
     "list": "list_methods:list_methods",
     "test": "test:test",
     "equiv": "equiv:equiv",
+    "diff": "diff:diff",
     "explain-error": "explain_error:explain_error",
     "version": "version:version",
 }
