@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 
 def equiv(
-    methods: Annotated[list[str], typer.Argument(metavar="A B", help="Two methods; with --all any number, or a folder.")],
-    with_: Annotated[Optional[list[str]], typer.Option("--with", metavar="P=V", help="A parameter, for both.")] = None,
+    methods: Annotated[
+        list[str], typer.Argument(metavar="A B", help="Two methods; with --all any number, or a folder.")
+    ],
+    with_: Annotated[list[str] | None, typer.Option("--with", metavar="P=V", help="A parameter, for both.")] = None,
     when: Annotated[
-        Optional[list[str]], typer.Option("--when", metavar="X=EXPR", help="Replace an observable in both.")
+        list[str] | None, typer.Option("--when", metavar="X=EXPR", help="Replace an observable in both.")
     ] = None,
     proportional: Annotated[bool, typer.Option("--proportional", help="Up to one positive factor.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="The matrix of all pairs.")] = False,

@@ -24,13 +24,14 @@ class Stage(str, Enum):
     facts = "facts"
     needs = "needs"
     steps = "steps"
+    python = "python"
 
 
 def show(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
     stage: Annotated[Stage, typer.Option(help="How far on its way.")] = Stage.text,
 ) -> None:
-    """Print a method at one stage: its text, trees, checked form, facts, needs or tensor steps."""
+    """Print a method at one stage: its text, trees, checked form, facts, needs, tensor steps or Python."""
     source = library.find(file)
     say(_STAGES[stage](source))
 
@@ -129,6 +130,14 @@ def _steps(source: Source) -> str:
     return described(lower(check(source).unwrap()))
 
 
+def _python(source: Source) -> str:
+    from grolang.compiler.emit import emit
+    from grolang.compiler.lowering import lower
+
+    method = check(source).unwrap()
+    return emit(method, lower(method)).rstrip("\n")
+
+
 _STAGES = {
     Stage.text: _text,
     Stage.tree: _tree,
@@ -136,4 +145,5 @@ _STAGES = {
     Stage.facts: _facts,
     Stage.needs: _needs,
     Stage.steps: _steps,
+    Stage.python: _python,
 }

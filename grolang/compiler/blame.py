@@ -85,6 +85,8 @@ def _text(run: Run, index: int, sources: Mapping[str, Source]) -> str:
 
 def _value(run: Run, index: int, scope: Scope, place: int) -> str:
     value, own = run.values[index], run.program.steps[index].scope
+    if not value.numel():
+        return "nothing"
     if value.ndim == 0:
         return f"{float(value):g}"
     if own == scope:

@@ -141,7 +141,7 @@ def _evaluated(build: Builder, tree: Tree[Token], names: dict[str, int]) -> int:
             ]
             held = pairs[0]
             for pair in pairs[1:]:
-                held = build.apply("choose", held, pair, held)
+                held = build.apply("and", held, pair)
             return held
         case "call":
             return build.apply(str(children[0]), *steps(*children[1:]))

@@ -52,6 +52,8 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "equal": _truth(torch.eq),
     "not_equal": _truth(torch.ne),
     "not": lambda a: (a == 0).to(a.dtype),
+    "and": lambda a, b: torch.where(a != 0, b, a),
+    "or": lambda a, b: torch.where(a != 0, a, b),
     "choose": lambda c, a, b: torch.where(c != 0, a, b),
     "exp": torch.exp,
     "log": torch.log,
@@ -137,6 +139,9 @@ class Run:
                 scope = self.program.steps[step.args[0]].scope
                 return self._spread(args[0], scope, step.scope, self._in(step.world))
             case "reduce":
+                if step.detail[0] == "quantile" and not 0 <= float(args[1]) <= 1:
+                    message = f"the `q` of a quantile lies between 0 and 1, not {float(args[1]):g}"
+                    raise GroError.plain(message, help="0.5 is the median", code="E505")
                 index, there = self._children(step, step.scope)
                 return _reduced(str(step.detail[0]), args[0], index, there, args[1:]).reshape(
                     () if step.scope <= Scope.BATCH else (-1,)
@@ -194,9 +199,9 @@ class Run:
         found = found.detach()[layout.rows]
         if name in PER_TOKEN:
             found = found[layout.places]
-        if name == "label" and not bool((found.abs() == 1).all()):
-            raise GroError.plain("`label` must be +1 or -1 in every row", help="map true to 1 and false to -1")
         values: Tensor = found.to(self.dtype)
+        if name == "label" and not bool((values.abs() == 1).all()):
+            raise GroError.plain("`label` must be +1 or -1 in every row", help="map true to 1 and false to -1")
         return values
 
     def _count(self, child: Scope, step: Step) -> Tensor:
@@ -239,19 +244,25 @@ class Run:
         self._grouped(Scope.GROUP)
         label = self._load("label", MAIN)
         index, there = self.layout.children(Scope.SEQUENCE, Scope.GROUP)
-        good = there & (label[index] > 0)
-        whole = (there.sum(1) == 2) & (good.sum(1) == 1)
+        whole = (there.sum(1) == 2) & ((there & (label[index] > 0)).sum(1) == 1)
         if not bool(whole.all()):
             ids, _ = self.layout.groups
             bad = int(ids[int((~whole).nonzero()[0, 0])])
             message = f"group {bad} is not a pair: it needs one sequence with label +1 and one with label -1"
             raise GroError.plain(message, help="keep both responses of a pair in one batch", code="E904")
-        chosen = index.gather(1, good.long().argmax(1, keepdim=True))[:, 0]
-        rejected = index.gather(1, (there & ~good).long().argmax(1, keepdim=True))[:, 0]
-        if op != "opposite":
-            return chosen if op == "chosen" else rejected
-        group = self.layout.groups[1]
-        return torch.where(label > 0, rejected[group], chosen[group])
+        return pair_rows(self.layout, label, op)
+
+
+def pair_rows(layout: Layout, label: Tensor, op: str) -> Tensor:
+    """The row of each pair's chosen or rejected response [G], or of each row's opposite [R]."""
+    index, _ = layout.children(Scope.SEQUENCE, Scope.GROUP)
+    good = label[index] > 0
+    chosen = index.gather(1, good.long().argmax(1, keepdim=True))[:, 0]
+    rejected = index.gather(1, (~good).long().argmax(1, keepdim=True))[:, 0]
+    if op != "opposite":
+        return chosen if op == "chosen" else rejected
+    group = layout.groups[1]
+    return torch.where(label > 0, rejected[group], chosen[group])
 
 
 # --- reductions --------------------------------------------------------------------------------------------------

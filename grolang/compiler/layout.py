@@ -13,8 +13,6 @@ from torch import Tensor
 
 from grolang.language.scopes import Scope
 
-_Children = tuple[Tensor, Tensor]
-
 
 class Layout:
     """The memberships of one mask. `rows` are the rows of the batch that are in use."""
@@ -23,7 +21,7 @@ class Layout:
         self.mask = mask[rows]
         self.rows = rows
         self._group = None if group is None else group[rows]
-        self._children: dict[tuple[Scope, Scope, bool], _Children] = {}
+        self._children: dict[tuple[Scope, Scope, bool], tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
@@ -68,7 +66,7 @@ class Layout:
             return row if parent is Scope.SEQUENCE else self.groups[1][row]
         return self.groups[1]
 
-    def children(self, child: Scope, parent: Scope, others: bool = False) -> _Children:
+    def children(self, child: Scope, parent: Scope, others: bool = False) -> tuple[Tensor, Tensor]:
         """The children of each parent: indices [P, W] and which of them are there.
 
         With `others`, parents are sequences and their children those of the rest of their group.
@@ -80,7 +78,7 @@ class Layout:
             )
         return self._children[key]
 
-    def _table(self, parent: Tensor, parents: int) -> _Children:
+    def _table(self, parent: Tensor, parents: int) -> tuple[Tensor, Tensor]:
         count = torch.bincount(parent, minlength=parents)
         width = int(count.max()) if parents and parent.numel() else 0
         order = torch.argsort(parent, stable=True)
@@ -91,7 +89,7 @@ class Layout:
         there = torch.arange(width, device=parent.device) < count[:, None]
         return index, there
 
-    def _others(self, child: Scope) -> _Children:
+    def _others(self, child: Scope) -> tuple[Tensor, Tensor]:
         members, there = self.children(Scope.SEQUENCE, Scope.GROUP)
         mates, present = members[self.groups[1]], there[self.groups[1]]  # [R, K]
         present = present & (mates != torch.arange(mates.shape[0], device=mates.device)[:, None])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from grolang.compiler.derivative import gradient
 from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
+from grolang.language.declarations import room_to_nest
 from grolang.language.ir import (
     Arbitrary,
     Argument,
@@ -49,6 +50,15 @@ class Lowering:
         if key not in self._done:
             self._done[key] = self.expression(self.method.definitions[name].body, world)
         return self._done[key]
+
+    def names(self) -> dict[int, str]:
+        """The steps that are a definition, by its name; an alias keeps the first."""
+        found: dict[int, str] = {}
+        for (name, world, greedy), index in self._done.items():
+            own = world == MAIN and not greedy and self.method.definitions[name].given
+            if own and self.builder[index].op not in ("const", "param", "load"):
+                found.setdefault(index, name)
+        return found
 
     def function(self, name: str, argument: int) -> int:
         """omega or upsilon of a step."""
@@ -209,12 +219,12 @@ def lower(method: MethodIR) -> Program:
     `implicit_reward` [S], alpha · label · measure, where the data has labels.
     """
     low = Lowering(method)
-    outputs = estimator(low)
-    for name, report in method.reports.items():
-        outputs[f"report {name}"] = _mean(low, report.body)
+    with room_to_nest():
+        outputs = estimator(low)
+        outputs |= {f"report {name}": _mean(low, report.body) for name, report in method.reports.items()}
     if set(method.data) & {"preference", "unpaired"} and method.definitions["measure"].given:
         outputs["implicit_reward"] = _implicit_reward(low, outputs["measure"])
-    return Program(tuple(low.builder.steps), outputs)
+    return Program(tuple(low.builder.steps), outputs, low.names())
 
 
 def estimator(low: Lowering) -> dict[str, int]:

@@ -58,6 +58,7 @@ class Program:
 
     steps: tuple[Step, ...]
     outputs: dict[str, int]
+    names: dict[int, str] = field(default_factory=dict)  # steps that are a definition of the author's
 
     @cached_property
     def current(self) -> frozenset[int]:
@@ -161,6 +162,10 @@ class Builder:
                 return self.apply("negate", args[1])
             case "choose" if known[0] is not None:
                 return args[1] if known[0] else args[2]
+            case "and" if known[0] is not None:
+                return args[1] if known[0] else args[0]
+            case "or" if known[0] is not None:
+                return args[0] if known[0] else args[1]
             case "choose" if args[1] == args[2]:
                 return args[1]
             case "negate" if known[0] is not None:
@@ -188,9 +193,9 @@ class Builder:
         return self.emit("reduce", [place, *more], detail, scope=parent, world=world)
 
 
-def described(program: Program, names: dict[int, str] | None = None) -> str:
+def described(program: Program) -> str:
     """A program as text, a step a line, with its scope: what `grolang show --stage steps` prints."""
-    shown = {index: f"%{index}" for index in range(len(program.steps))} | (names or {})
+    shown = {index: f"%{index}" for index in range(len(program.steps))} | program.names
     lines = []
     order = program.reachable(*program.outputs)
     for index in order:

@@ -66,8 +66,6 @@ class _Analysis:
             condition, then, otherwise = expr.arguments
             self._walk(condition, known, typically)
             for branch, holds in ((then, True), (otherwise, False)):
-                if branch is condition:
-                    continue
                 told = {**known, **self.facts.assumed(condition, holds, known)}
                 told_typically = {**typically, **self.typical.assumed(condition, holds, typically)}
                 self._walk(branch, told, told_typically)

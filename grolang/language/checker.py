@@ -12,7 +12,7 @@ from lark import Token, Tree
 
 from grolang.language import library
 from grolang.language.analysis import analyse
-from grolang.language.declarations import Declarations, canonical, declare, leaf, text
+from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest, text
 from grolang.language.diagnostics import Diagnostic, GroError
 from grolang.language.expressions import Binding, Elaborator
 from grolang.language.findings import Findings, listed, nearest
@@ -63,7 +63,8 @@ def check(source: Source) -> Checked:
     """Check a source. It never raises for what stands in it: whatever is wrong is a finding."""
     findings = Findings()
     try:
-        method, sources = _check(source, findings)
+        with room_to_nest():
+            method, sources = _check(source, findings)
     except GroError as error:  # a file that this one extends cannot be read
         findings.extend(error.diagnostics)
         return Checked(None, tuple(findings), {source.name: source, **error.sources})
@@ -166,7 +167,7 @@ def _group(declared: Declarations, data: tuple[str, ...], findings: Findings) ->
         return None
     word = leaf(statement)
     size = float(str(word))
-    if size != int(size) or size < 1 or math.isinf(size):
+    if math.isinf(size) or size != int(size) or size < 1:
         message = f"a group has a whole number of completions, at least 1, not {word}"
         findings.add("E504", message, statement.span_of(word), help="write for example `group 8`")
         return None
@@ -463,6 +464,12 @@ def _claim(
                     help=help,
                 )
                 return None
+        elif (
+            isinstance(part, Tree)
+            and part.data == "with"
+            and not _settable(part, method, statement, elaborator.declared, findings)
+        ):
+            return None
         elif isinstance(part, Tree) and part.data == "with":
             settings = {
                 canonical(str(s.children[0])): number(_as_tree(s.children[1])) for s in map(_as_tree, part.children)
@@ -488,6 +495,33 @@ def _claim(
             "span": span,
         }
     )
+
+
+def _settable(
+    settings: Tree[Token], method: str | None, statement: Statement, declared: Declarations, findings: Findings
+) -> bool:
+    """`with p = v` sets the parameter on each side that has it; one of them must, and must allow the value."""
+    other = library.sibling(method, statement.source) if method and method != declared.name else None
+    sides = [declared] if other is None else [declared, declare(other, Findings())]
+    known: dict[str, list[ParameterRow | None]] = {}
+    for side in sides:
+        for name, row in side.of_kind("param"):
+            known.setdefault(name, []).append(_parameter(name, row, Findings()))
+    for setting in map(_as_tree, settings.children):
+        word, value = setting.children
+        assert isinstance(word, Token)
+        rows = known.get(canonical(str(word)))
+        if rows is None:
+            near = nearest(str(word), known)
+            help = f"did you mean `{near}`?" if near else "set a parameter that one of the two methods has"
+            findings.add("E208", f"no side has a parameter `{word}`", statement.span_of(word), help=help)
+            return False
+        for row in rows:
+            if row is not None and number(value) not in row.interval:
+                message = f"`{word}` = {number(value):g} lies outside of its bounds {row.interval}"
+                findings.add("E501", message, statement.span_of(_as_tree(value)), help=f"its default is {row.value:g}")
+                return False
+    return True
 
 
 def _exchangeable(word: Token, statement: Statement, elaborator: Elaborator, findings: Findings) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lark import Token, Tree
@@ -64,6 +66,17 @@ class Declarations:
         return self.table.get((kind, ""))
 
 
+@contextmanager
+def room_to_nest() -> Iterator[None]:
+    """Expressions nest up to MAX_DEPTH, and a visitor takes a few Python frames a level."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 20 * MAX_DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
 def leaf(statement: Statement, index: int = 0) -> Token:
     """The index-th word directly below a statement."""
     token = statement.tree.children[index]
@@ -83,7 +96,35 @@ def declare(source: Source, findings: Findings) -> Declarations:
     nodes = sum(sum(1 for _ in statement.tree.iter_subtrees()) for statement in found.table.values())
     if nodes > MAX_NODES:
         findings.add("E104", f"the method has more than {MAX_NODES} parts", found.place, help="simplify it")
+    if (deepest := _deepest(found)) is not None:
+        message = f"definitions that use each other more than {MAX_DEPTH} deep"
+        findings.add("E104", message, _head(deepest), help="write some of them out")
     return found
+
+
+def _deepest(found: Declarations) -> Statement | None:
+    """A definition that nests too deep, counted through the definitions that it uses."""
+    depths: dict[str, int] = {}
+    for start, _ in found.of_kind("definition"):
+        stack = [start]
+        while stack:
+            name = stack[-1]
+            statement = found.table["name", name]
+            words = (word for node in statement.tree.iter_subtrees() for word in node.children)
+            used = {canonical(str(word)) for word in words if isinstance(word, Token) and word.type == "NAME"}
+            below = [
+                other for other in used - {name} if found.table.get(("name", other), statement).kind == "definition"
+            ]
+            below = [other for other in below if ("name", other) in found.table]
+            waiting = [other for other in below if other not in depths and other not in stack]
+            if waiting:
+                stack += waiting[:1]
+                continue
+            stack.pop()
+            depths[name] = _depth(statement.tree) + max((depths.get(other, 0) for other in below), default=0)
+            if depths[name] > MAX_DEPTH:
+                return statement
+    return None
 
 
 def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[Source, ...]) -> None:

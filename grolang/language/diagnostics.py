@@ -61,7 +61,8 @@ _WIDEST = 160
 
 def render(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source]) -> str:
     """The terminal form, without colour; findings are parted by a blank line."""
-    return "\n\n".join(_render_one(finding, sources) for finding in in_order(diagnostics))
+    text = "\n\n".join(_render_one(finding, sources) for finding in in_order(diagnostics))
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)  # no control characters
 
 
 def _render_one(finding: Diagnostic, sources: Mapping[str, Source]) -> str:

@@ -54,6 +54,10 @@ DATA_OF = {
 }
 
 
+#: findings after which no more nearest names are looked for
+MANY = 100
+
+
 @dataclass(frozen=True)
 class Binding:
     """The argument of a function component while its body is read."""
@@ -227,7 +231,7 @@ class Elaborator:
             help = f"call it: `{spelled}(…)`"
             self.findings.add("E205", f"`{spelled}` is a function, not a value", span, help=help)
             return
-        near = nearest(spelled, self.known())
+        near = nearest(spelled, self.known()) if len(self.findings) < MANY else None
         help = f"did you mean `{near}`?" if near else f"define it: `{spelled} = …`, or `param {spelled} = …`"
         self.findings.add("E201", f"there is no `{spelled}`", span, label="not known", help=help)
 
@@ -258,13 +262,11 @@ class Elaborator:
 
     def read_and_(self, tree: Tree[Token]) -> Expr | None:
         """`a and b` is b where a holds, else a, as in Python."""
-        left, right = self._expression(_child(tree, 0)), self._expression(_child(tree, 1))
-        return self._call("choose", [left, right, left], self._span(tree))
+        return self._apply("and", [_child(tree, 0), _child(tree, 1)], self._span(tree))
 
     def read_or_(self, tree: Tree[Token]) -> Expr | None:
         """`a or b` is a where a holds, else b, as in Python."""
-        left, right = self._expression(_child(tree, 0)), self._expression(_child(tree, 1))
-        return self._call("choose", [left, left, right], self._span(tree))
+        return self._apply("or", [_child(tree, 0), _child(tree, 1)], self._span(tree))
 
     def read_if_else(self, tree: Tree[Token]) -> Expr | None:
         then, condition, otherwise = (_tree(child) for child in tree.children)
@@ -278,7 +280,7 @@ class Elaborator:
         held: Expr | None = None
         for index, sign in enumerate(signs):
             pair = self._call(BINARY[sign].name, values[index : index + 2], span)
-            held = pair if index == 0 else self._call("choose", [held, pair, held], span)
+            held = pair if index == 0 else self._call("and", [held, pair], span)
         return held
 
     def _apply(self, function: str, trees: Iterable[Tree[Token]], span: Span) -> Expr | None:

@@ -49,14 +49,17 @@ class Facts:
         self.fixed = fixed
         self.typical = typical
         self.arguments: dict[str, Interval] = {}
-        self._ranges: dict[tuple[str, frozenset[tuple[object, Interval]]], Interval] = {}
+        self._ranges: dict[object, Interval] = {}
         self._slopes: dict[tuple[str, str], Slope] = {}
 
     def range(self, expr: Expr, known: Known | None = None) -> Interval:
         """Every value that the expression can take lies here."""
         known = known or {}
-        found = self._range(expr, known)
-        return intervals.meet(found, known[key(expr)]) if key(expr) in known else found
+        memo = id(expr), frozenset(known.items())
+        if memo not in self._ranges:
+            found = self._range(expr, known)
+            self._ranges[memo] = intervals.meet(found, known[key(expr)]) if key(expr) in known else found
+        return self._ranges[memo]
 
     def _range(self, expr: Expr, known: Known) -> Interval:
         match expr:
@@ -70,10 +73,9 @@ class Facts:
                 row_range = OBSERVABLES[expr.name].range if expr.name in OBSERVABLES else ANY
                 return _LOGP if self.typical and expr.name.startswith("logp") else row_range
             case Named():
-                memo = expr.name, frozenset(known.items())
-                if memo not in self._ranges:
-                    self._ranges[memo] = self.range(self.method.definitions[expr.name].body, known)
-                return self._ranges[memo]
+                # What a condition tells of it is met by `range`; what it tells of its parts is let go, so that
+                # definitions that use each other cost one look each.
+                return self.range(self.method.definitions[expr.name].body)
             case Argument():
                 return self.arguments.get(expr.name, ANY)
             case Reduce():
@@ -96,16 +98,16 @@ class Facts:
 
     def assumed(self, condition: Expr, holds: bool, known: Known) -> dict[object, Interval]:
         """What a condition's outcome tells about the expressions that it compares."""
+        if isinstance(condition, Named):
+            return self.assumed(self.method.definitions[condition.name].body, holds, known)
         if not isinstance(condition, Call):
             return {}
         args = condition.arguments
         match condition.function, holds:
             case "not", _:
                 return self.assumed(args[0], not holds, known)
-            case "choose", True if args[0] == args[2]:  # a and b
-                return self.assumed(args[0], True, known) | self.assumed(args[1], True, known)
-            case "choose", False if args[0] == args[1]:  # a or b
-                return self.assumed(args[0], False, known) | self.assumed(args[2], False, known)
+            case ("and", True) | ("or", False):
+                return self.assumed(args[0], holds, known) | self.assumed(args[1], holds, known)
             case (("less" | "less_equal" | "greater" | "greater_equal" | "not_equal" | "equal"), _):
                 return self._compared(condition.function, holds, args[0], args[1], known)
             case _:

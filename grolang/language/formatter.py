@@ -14,7 +14,7 @@ from grolang.language.diagnostics import GroError
 from grolang.language.source import Source
 from grolang.language.syntax import Statement, parse, parser
 
-WIDTH = 100
+WIDTH = 110
 INDENT = "    "
 MAX_ALIGNED = 30  # a longer name stands out of its block instead of pushing the whole block to the right
 

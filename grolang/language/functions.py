@@ -95,7 +95,7 @@ def _clipped(x: Interval, low: Interval, high: Interval) -> Interval:
 
 def _power(a: Interval, b: Interval) -> Interval:
     n = b.point
-    if n is not None and n == int(n) and n % 2 == 0:
+    if n is not None and math.isfinite(n) and n % 2 == 0:
         size = _absolute(a)
         return _power_of_positive(size, b) if n >= 0 or size.positive else POSITIVE
     if a.nonnegative:
@@ -122,7 +122,7 @@ def _power_of_positive(a: Interval, b: Interval) -> Interval:
 
 def _power_slopes(a: Interval, b: Interval) -> tuple[Slope, Slope]:
     n = b.point
-    if n is not None and n == int(n) and n > 0:
+    if n is not None and math.isfinite(n) and n == int(n) and n > 0:
         in_base = "+" if n % 2 == 1 else _sign_of(a)
     else:
         in_base = _sign_of(b) if a.positive or (a.nonnegative and b.nonnegative) else "?"
@@ -212,6 +212,24 @@ ROWS = (
         (None, "1 if c else 0", "0 if c else 1"),
         symbol="if",
         number=lambda c, a, b: a if c else b,
+    ),
+    Function(
+        "and",
+        ("a", "b"),
+        lambda a, b: b if a.positive or a.negative else intervals.hull(b, intervals.exactly(0)),
+        _fixed("?", "?"),
+        ("0 if a else 1", "1 if a else 0"),
+        symbol="and",
+        number=lambda a, b: b if a else a,
+    ),
+    Function(
+        "or",
+        ("a", "b"),
+        lambda a, b: a if a.positive or a.negative else intervals.hull(a, b),
+        _fixed("?", "?"),
+        ("1 if a else 0", "0 if a else 1"),
+        symbol="or",
+        number=lambda a, b: a if a else b,
     ),
     Function("exp", ("x",), _rising(math.exp), _fixed("+"), ("out",), help="e to the power of x", number=math.exp),
     Function(

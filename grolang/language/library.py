@@ -22,7 +22,9 @@ def built_in() -> dict[str, Source]:
     folder = files("grolang.methods")
     found = (entry for entry in folder.iterdir() if entry.name.endswith(".gro"))
     return {
-        entry.name.removesuffix(".gro"): Source(entry.name, entry.read_text(encoding="utf-8"), built_in=True)
+        entry.name.removesuffix(".gro"): Source(
+            f"<built-in>/{entry.name}", entry.read_text(encoding="utf-8"), built_in=True
+        )
         for entry in sorted(found, key=lambda entry: entry.name)
     }
 
@@ -35,11 +37,12 @@ def read(path: str | os.PathLike[str]) -> Source:
             raw = file.read(MAX_BYTES + 4)
     except OSError as error:
         raise GroError.plain(f"cannot read `{shown}`: {error.strerror}", help="check the path", code="E602") from None
+    if len(raw) > MAX_BYTES:
+        help = "a method is a page; split it, or simplify it"
+        raise GroError.plain(f"`{shown}` is larger than {MAX_BYTES // 1024} KiB", help=help, code="E104")
     try:
         return Source(shown, raw.decode("utf-8-sig").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
-        if len(raw) > MAX_BYTES:
-            return Source(shown, "#" * (MAX_BYTES + 1))
         before = raw[: error.start].decode("utf-8", "replace")
         source = Source(shown, raw.decode("utf-8", "replace").replace("\r\n", "\n"))
         at = len(before)
@@ -56,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> Source:
 def find(name_or_path: str | os.PathLike[str]) -> Source:
     """A path to a file, or the name of a built-in method."""
     text = os.fspath(name_or_path)
-    if Path(text).is_file():
+    if _is_file(Path(text)):
         return read(text)
     if text in built_in():
         return built_in()[text]
@@ -73,6 +76,13 @@ def sibling(name: str, of: Source) -> Source | None:
     """The method that a file means by a name: a file in its own folder, else a built-in one; never a path."""
     folder = Path(of.name).parent
     path = folder / f"{name}.gro"
-    if not of.built_in and path.is_file() and path.resolve().parent == folder.resolve():
+    if not of.built_in and _is_file(path) and path.resolve().parent == folder.resolve():
         return read(path)
     return built_in().get(name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system's names
+        return False

@@ -57,6 +57,7 @@ def parser() -> Lark:
 
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+_QUIET = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*')  # texts and comments
 _DECLARES = re.compile(r"(?:(?:param|score)\s+)?(\w+)")
 
 
@@ -119,6 +120,7 @@ def _indented(span: Span) -> Diagnostic:
 
 
 def _too_much(text: str, span: Span) -> Diagnostic | None:
+    text = _QUIET.sub(" ", text)
     depth = digits = 0
     prefix = 0  # a run of unary minus, `not`, `^` or `else` nests as deeply as parentheses do
     for word in text.replace("(", " ( ").replace(")", " ) ").replace("-", " - ").replace("^", " ^ ").split():
@@ -165,7 +167,7 @@ _WORDS = {
 
 def wording(accepted: frozenset[str]) -> str:
     """What a parser state accepts, in the author's words: "`over` and an axis", "an expression"."""
-    rest = set(accepted)
+    rest = {name.lstrip("_") for name in accepted}
     parts: list[str] = []
 
     def take(group: set[str], words: str, needed: set[str] | None = None) -> None:
@@ -244,7 +246,7 @@ def _state(text: str) -> tuple[frozenset[str], str]:
             last = str(token)
     except UnexpectedInput:
         pass
-    return frozenset(steps.accepts()), last
+    return frozenset(name.lstrip("_") for name in steps.accepts()), last
 
 
 def _shown(text: str) -> str:

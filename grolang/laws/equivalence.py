@@ -15,7 +15,12 @@ _LAW = "asked"
 
 
 def asked(
-    left: Method, right: Method, *, settings: Sequence[str] = (), exchanges: Sequence[str] = (), proportional: bool = False
+    left: Method,
+    right: Method,
+    *,
+    settings: Sequence[str] = (),
+    exchanges: Sequence[str] = (),
+    proportional: bool = False,
 ) -> Pair:
     """The pair for a question: `settings` as `p = v` for both sides, `exchanges` as `X = EXPR` in `left`'s words.
 

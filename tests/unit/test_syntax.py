@@ -88,6 +88,51 @@ def test_a_text_past_a_limit_is_one_error_in_a_second(text: str) -> None:
     assert [finding.code for finding in found.errors] in (["E104"], ["E206"])
 
 
+def test_a_chain_of_definitions_past_the_limit_is_one_error_and_below_it_none() -> None:
+    def chain(steps: int) -> str:
+        lines = [f"x{n} = x{n - 1} + 1" for n in range(steps, 0, -1)]
+        return START + "\n".join(lines) + f"\nx0 = length\nanchor = x{steps}\nomega(z) = sigmoid(z)\n"
+
+    assert not checked(chain(60)).errors
+    assert [finding.code for finding in checked(chain(300)).errors] == ["E104"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "anchor = " + " < ".join(["length"] * 90),
+        "anchor = " + "(" * 60 + "r" + " and r)" * 60,
+        "anchor = " + "(r if r > " * 25 + "0" + " else 0)" * 25,
+        "x0 = r\n"
+        + "\n".join(f"x{n} = x{n - 1} if x{n - 1} > 0 else x{n - 1} + 1" for n in range(1, 40))
+        + "\nanchor = x39",
+        "\n".join(f"x{n} = unknown{n}" for n in range(1900)),
+        "extends " + "a" * 300,
+        "law l: equals " + "a" * 300,
+        "group 1e400",
+        "credit = 1 / length ^ (-inf)",
+        "param q = 1.5\nbaseline = quantile(r, q over group)",
+    ],
+)
+def test_what_once_was_slow_or_crashed_is_checked_in_a_second(line: str) -> None:
+    checked(f"{START}{line}\n")
+
+
+def test_a_keyword_ends_where_its_word_ends() -> None:
+    for line in ("law l: lossx", "anchor = 1 if r elsex", "anchor = sum(logp overtokens)"):
+        assert "E101" in [finding.code for finding in checked(f"{START}{line}\n").errors], line
+
+
+def test_texts_and_comments_do_not_count_against_the_limits() -> None:
+    quiet = "(" * 150 + "1" * 60
+    assert not checked(f'method m "{quiet}"\ndata preference\nreward = label # {quiet}\n').errors
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal() -> None:
+    found = checked("method m\ndata preference\nreward = lable # \x1b[31m \u202e\n")
+    assert not any(char in render(found.findings, found.sources) for char in "\x1b\u202e")
+
+
 def test_definitions_that_double_each_other_are_checked_in_a_second() -> None:
     lines = ["a0 = length"] + [f"a{n} = a{n - 1} + a{n - 1}" for n in range(1, 60)]
     assert not checked(START + "\n".join(lines) + "\nanchor = a59\nomega(z) = sigmoid(z)\n").errors
