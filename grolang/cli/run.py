@@ -84,7 +84,9 @@ def run(
     flags |= {"method": flags.pop("file"), "set": named(set_, "--set", number), "score": named(score, "--score", str)}
     from grolang.runtime import start  # torch is needed from here on, and `grolang --help` should not wait for it
 
-    outcome = start({name: value for name, value in flags.items() if value not in (None, False, {}, [])}, config)
+    unsaid: tuple[object, ...] = (None, {}, [])
+    given = {name: value for name, value in flags.items() if value not in unsaid and value is not False}
+    outcome = start(given, config)
     if outcome.interrupted:
         raise typer.Exit(130)
 

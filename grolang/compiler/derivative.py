@@ -143,6 +143,8 @@ def _evaluated(build: Builder, tree: Tree[Token], names: dict[str, int]) -> int:
             for pair in pairs[1:]:
                 held = build.apply("and", held, pair)
             return held
+        case "and_":
+            return build.apply("and", *steps(*children))
         case "call":
             return build.apply(str(children[0]), *steps(*children[1:]))
         case rule:

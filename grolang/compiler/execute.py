@@ -208,21 +208,22 @@ class Run:
         layout = self._in(step.world)
         if step.scope <= Scope.BATCH:
             return torch.tensor(self._size(layout, child), dtype=self.dtype, device=self.device)
-        self._grouped(step.scope, child)
+        self.need_groups(step.scope, child)
         return layout.children(child, step.scope)[1].sum(1).to(self.dtype)
 
     def _size(self, layout: Layout, scope: Scope) -> int:
-        self._grouped(scope)
+        self.need_groups(scope)
         return layout.size(scope)
 
-    def _grouped(self, *scopes: Scope) -> None:
+    def need_groups(self, *scopes: Scope) -> None:
+        """Where one of these scopes is that of groups, the batch must say which sequences belong together."""
         if Scope.GROUP in scopes and self.batch.group is None:
             raise self.missing("group")
 
     def _spread(self, value: Tensor, scope: Scope, to: Scope, layout: Layout) -> Tensor:
         if scope == to:
             return value
-        self._grouped(scope, to)
+        self.need_groups(scope, to)
         if scope <= Scope.BATCH:
             return value.expand(layout.size(to))
         return value[layout.parent(to, scope)]
@@ -230,7 +231,7 @@ class Run:
     def _children(self, step: Step, parent: Scope) -> tuple[Tensor, Tensor]:
         _, child_word, others = step.detail
         child = Scope[str(child_word).upper()]
-        self._grouped(parent, child, Scope.GROUP if others else child)
+        self.need_groups(parent, child, Scope.GROUP if others else child)
         index, there = self._in(step.world).children(child, parent, bool(others))
         if others and not bool(there.any(1).all()):
             alone = int((~there.any(1)).nonzero()[0, 0])
@@ -241,7 +242,7 @@ class Run:
 
     def _pair(self, op: str) -> Tensor:
         """Which row each value is taken from."""
-        self._grouped(Scope.GROUP)
+        self.need_groups(Scope.GROUP)
         label = self._load("label", MAIN)
         index, there = self.layout.children(Scope.SEQUENCE, Scope.GROUP)
         whole = (there.sum(1) == 2) & ((there & (label[index] > 0)).sum(1) == 1)

@@ -200,10 +200,15 @@ class Lowering:
         value = self.method.parameters[divisor].value
         return self.builder.emit("param", detail=(divisor, value), scope=Scope.CONST)
 
+    def _at(self, index: int, scope: Scope) -> int:
+        """A group's value that was computed for each of its sequences (`greedy` is), once for the group."""
+        build = self.builder
+        return index if build[index].scope <= scope else build.reduce("mean", index, build[index].scope, scope)
+
     def total(self, expr: Expr, steps: Iterable[Step]) -> tuple[int, int]:
         """An expression aggregated to one number, and the coefficients that descend it: −∂total/∂logp."""
         build = self.builder
-        value = build.spread(self.expression(expr), expr.scope)
+        value = build.spread(self._at(self.expression(expr), expr.scope), expr.scope)
         weight = self.weight(steps, expr.scope)
         product = build.apply("multiply", weight, value)
         total = product if expr.scope <= Scope.BATCH else build.reduce("sum", product, expr.scope, Scope.BATCH)

@@ -16,9 +16,10 @@ from grolang.compiler.execute import Run
 from grolang.compiler.fused import attach
 from grolang.compiler.lowering import lower
 from grolang.compiler.needs import Needs, needs
-from grolang.compiler.program import Program
+from grolang.compiler.program import MAIN, Program
 from grolang.language import library
 from grolang.language.checker import bound, check
+from grolang.language.diagnostics import GroError
 from grolang.language.ir import MethodIR, ScoreRow
 from grolang.language.scopes import Scope
 from grolang.language.source import Source
@@ -116,15 +117,16 @@ class Method:
         """Coefficients, loss, reports and parts in one go."""
         run = self._run(batch)
         coefficients = self._coefficients(run)
-        outputs = self.program.outputs
-        parts = {name: self._part(run, name) for name in _PARTS if name in outputs}
-        reports = {
-            name.removeprefix("report "): float(run(name)[0])
-            for name in outputs
-            if name.startswith("report ") and run.layout.rows.numel()
-        }
-        implicit = run.to_rows(run("implicit_reward")[0]) if "implicit_reward" in outputs else None
-        return Evaluation(coefficients, self._loss(run, coefficients), reports, parts, implicit)
+        loss = self._loss(run, coefficients)
+        if not run.layout.rows.numel():
+            return Evaluation(coefficients, loss, {}, {}, None)
+        reports = [name for name in self.program.outputs if name.startswith("report ")]
+        known = self.program.loads("coefficient", "penalty", *reports) | {("logp", MAIN)}
+        there = [name for name in self.program.outputs if self.program.loads(name) <= known]  # nothing is run for show
+        parts = {name: self._part(run, name) for name in _PARTS if name in there}
+        implicit = run.to_rows(run("implicit_reward")[0]) if "implicit_reward" in there else None
+        values = {name.removeprefix("report "): float(run(name)[0]) for name in reports}
+        return Evaluation(coefficients, loss, values, parts, implicit)
 
     def _run(self, batch: Batch) -> Run:
         return Run(self.program, batch, self.name)
@@ -149,6 +151,10 @@ class Method:
         score, penalty = run("score_coefficient", "penalty")
         row, slot = run.layout.places
         now = logp.detach()[run.layout.rows[row], slot].to(run.dtype)
+        if not bool(torch.isfinite(now).all()):
+            place = int((~torch.isfinite(now)).nonzero()[0, 0])
+            message = f"`logp` is {float(now[place]):g} in row {int(run.layout.rows[row[place]])}"
+            raise GroError.plain(message, help="look at what supplies it", code="E902")
         return attach(penalty - (score * now).sum(), (logp,), (-coefficients,))
 
 

@@ -22,6 +22,7 @@ from grolang.compiler.fused import (
 )
 from grolang.compiler.method import Method
 from grolang.language.diagnostics import GroError
+from grolang.language.scopes import Scope
 
 
 class Compiled(nn.Module):
@@ -82,6 +83,7 @@ class Compiled(nn.Module):
         row = run.layout.places[0]
         if self.method.needs.scope != "group":
             return torch.arange(row.numel(), device=row.device)
+        run.need_groups(Scope.GROUP)
         return torch.argsort(run.layout.groups[1][row], stable=True)
 
     def _loss(self, run: Run, hidden: Tensor, head: Head, targets: Tensor, order: Tensor) -> Tensor:

@@ -41,10 +41,9 @@ class Needs:
 
 
 def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
-    """Read off the steps that the coefficients and the reports use."""
-    wanted = ["coefficient", *(name for name in program.outputs if name.startswith("report "))]
-    steps = [program.steps[index] for index in program.reachable(*wanted)]
-    loads = {(str(step.detail[0]), step.world) for step in steps if step.op == "load"}
+    """Read off the steps that the coefficients, the loss's value and the reports use."""
+    wanted = ["coefficient", "penalty", *(name for name in program.outputs if name.startswith("report "))]
+    loads = program.loads(*wanted)
     names = {name for name, _ in loads}
     return Needs(
         reference="logp_ref" in names,

@@ -70,6 +70,11 @@ class Program:
                 found.add(index)
         return frozenset(found)
 
+    def loads(self, *outputs: str) -> set[tuple[str, str]]:
+        """Name and world of each tensor that these outputs read."""
+        steps = (self.steps[index] for index in self.reachable(*outputs))
+        return {(str(step.detail[0]), step.world) for step in steps if step.op == "load"}
+
     def reachable(self, *outputs: str) -> list[int]:
         """The steps that these outputs need, in order."""
         wanted = {self.outputs[name] for name in outputs}

@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterator
 
 from grolang.language.declarations import Declarations, leaf
+from grolang.language.expressions import constant
 from grolang.language.facts import Facts, Known, key, pointwise, reads, value
 from grolang.language.findings import Findings
-from grolang.language.functions import FUNCTIONS
+from grolang.language.functions import FUNCTIONS, OBSERVABLES
 from grolang.language.intervals import Interval
 from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
 from grolang.language.source import Source, Span
@@ -106,38 +107,14 @@ class _Analysis:
         """υ must be increasing: proved by composition, or refuted by two inputs, or said to be unknown."""
         if not upsilon.given or self.facts.slope(upsilon.body, "upsilon") in ("+", "="):
             return
-        if (pair := self._refuted(upsilon)) is not None:
-            (a, fa), (b, fb) = pair
-            u, x = upsilon.spelled, upsilon.argument
-            message = f"`{u}` must be increasing, and it falls: {u}({a:g}) = {fa:g}, but {u}({b:g}) = {fb:g}"
+        if (pair := refuted(self.method, self.facts)) is not None:
             help = "a larger advantage must never count for less; put a sign or a gate into `omega`"
-            self.findings.add("E503", message, upsilon.body.span, label=f"falls in `{x}`", help=help)
+            label = f"falls in `{upsilon.argument}`"
+            self.findings.add("E503", falling(upsilon, pair), upsilon.body.span, label=label, help=help)
             return
         message = f"cannot tell whether `{upsilon.spelled}` is increasing; no pair of inputs was found that refutes it"
         help = "write it with increasing functions only, such as `max(a, 0.5 * a)` for two slopes"
         self.findings.add("W707", message, upsilon.body.span, help=help)
-
-    def _refuted(self, upsilon: FunctionDefinition) -> tuple[tuple[float, float], tuple[float, float]] | None:
-        if not pointwise(upsilon.body, self.method):
-            return None
-        inside = self.facts.arguments.get("upsilon")
-        draw = random.Random(0)
-        places = sorted({0.0, *(s * 2.0**k for k in range(-12, 5) for s in (-1, 1)), *(k / 4 for k in range(-40, 41))})
-        places = [x for x in places if inside is None or x in inside]
-        free = sorted(m for m in reads(upsilon.body, self.method) if m[0] == "observed")
-        found: list[tuple[tuple[float, float], tuple[float, float]]] = []
-        for _ in range(16 if free else 1):
-            given = {mention: draw.choice((-1.0, 0.0, 1.0, draw.uniform(-3, 3))) for mention in free}
-            last: tuple[float, float] | None = None
-            for x in places:
-                y = value(upsilon.body, self.method, given | {("argument", "upsilon"): x})
-                if math.isnan(y):
-                    continue
-                if last is not None and y < last[1] - 1e-12 * max(1.0, abs(last[1])):
-                    found.append((last, (x, y)))
-                last = (x, y)
-        # The pair that is easiest to check by hand: about 1 in size.
-        return min(found, key=lambda pair: abs(math.log(max(abs(pair[0][0]), abs(pair[1][0])))), default=None)
 
     def _omega(self, omega: FunctionDefinition) -> None:
         """ω weighs a sample: below 0 it turns the sign of the advantage around, and without bound it explodes."""
@@ -222,7 +199,7 @@ class _Analysis:
 
     def _penalty(self) -> None:
         penalty = self.method.definitions["penalty"]
-        if penalty.given and not penalty.body.live:
+        if penalty.given and not penalty.body.live and constant(penalty.body) != 0:
             message = "the penalty has no gradient: nothing in it is differentiated in `logp`"
             if ("observed", "entropy") in reads(penalty.body, self.method):
                 message += "; `entropy` is a number here"
@@ -268,6 +245,53 @@ _FEEDS = {
     "anchor": "`omega`",
     "alpha": "`omega`",
 }
+
+
+_Pair = tuple[tuple[float, float], tuple[float, float]]
+
+
+def falling(upsilon: FunctionDefinition, pair: _Pair) -> str:
+    """The message that υ falls, with the two inputs that show it."""
+    (a, fa), (b, fb) = pair
+    u = upsilon.spelled
+    return f"`{u}` must be increasing, and it falls: {u}({a:g}) = {fa:g}, but {u}({b:g}) = {fb:g}"
+
+
+def refuted(method: MethodIR, facts: Facts) -> _Pair | None:
+    """Two inputs of υ of which the larger gives less: a search over a grid, other values drawn from their ranges."""
+    upsilon = method.functions["upsilon"]
+    if not pointwise(upsilon.body, method):
+        return None
+    inside = facts.arguments.get("upsilon")
+    draw = random.Random(0)
+    places = sorted({0.0, *(s * 2.0**k for k in range(-12, 5) for s in (-1, 1)), *(k / 4 for k in range(-40, 41))})
+    places = [x for x in places if inside is None or x in inside]
+    free = sorted(name for kind, name in reads(upsilon.body, method) if kind == "observed")
+    found: list[_Pair] = []
+    for _ in range(16 if free else 1):
+        given = {("observed", name): _drawn(name, draw) for name in free}
+        last: tuple[float, float] | None = None
+        for x in places:
+            y = value(upsilon.body, method, given | {("argument", "upsilon"): x})
+            if math.isnan(y):
+                continue
+            if last is not None and y < last[1] - 1e-12 * max(1.0, abs(last[1])):
+                found.append((last, (x, y)))
+            last = (x, y)
+    # The pair that is easiest to check by hand: about 1 in size.
+    return min(found, key=lambda pair: abs(math.log(max(abs(pair[0][0]), abs(pair[1][0])))), default=None)
+
+
+def _drawn(name: str, draw: random.Random) -> float:
+    """A value that an observable or a score can have."""
+    if name in ("length", "group_size", "position"):
+        return float(draw.randint(0 if name == "position" else 1, 9))
+    if name in ("label", "demonstration"):
+        return draw.choice((-1.0, 1.0) if name == "label" else (0.0, 1.0))
+    row = OBSERVABLES.get(name)
+    if row is None:
+        return draw.choice((-1.0, 0.0, 1.0, draw.uniform(-3, 3)))
+    return draw.uniform(-8, 0) if row.range.nonpositive else draw.uniform(0, 8)
 
 
 def arguments(method: MethodIR, facts: Facts) -> dict[str, Interval]:

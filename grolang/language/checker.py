@@ -11,10 +11,11 @@ from typing import TypeVar
 from lark import Token, Tree
 
 from grolang.language import library
-from grolang.language.analysis import analyse
+from grolang.language.analysis import analyse, arguments, falling, refuted
 from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest, text
 from grolang.language.diagnostics import Diagnostic, GroError
 from grolang.language.expressions import Binding, Elaborator
+from grolang.language.facts import Facts
 from grolang.language.findings import Findings, listed, nearest
 from grolang.language.functions import OBSERVABLES
 from grolang.language.intervals import Interval
@@ -267,7 +268,7 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
             continue  # the scope of the argument is not known; what it is made of has a finding of its own
         if _shadows(argument, statement, declared, elaborator.findings):
             continue
-        checked = elaborator.expression(statement, tree, Binding(str(argument), name, scope))
+        checked = elaborator.expression(statement, tree, Binding(canonical(str(argument)), name, scope))
         if checked is not None:
             span = statement.span_of(word)
             made[name] = FunctionDefinition(
@@ -279,6 +280,8 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
 def _shadows(argument: Token, statement: Statement, declared: Declarations, findings: Findings) -> bool:
     """Whether the argument's name means something else already."""
     name = canonical(str(argument))
+    if name == "advantage" and canonical(str(leaf(statement))) == "upsilon":
+        return False  # it is its argument's own name
     if name not in OBSERVABLES and ("name", name) not in declared.table and name not in ("inf", "advantage"):
         return False
     help = "give the argument a name of its own, such as `z`"
@@ -562,7 +565,14 @@ def bound(method: MethodIR, values: Mapping[str, float]) -> MethodIR:
             message = f"`{name}` = {value:g} lies outside of its bounds {row.interval}"
             raise GroError.plain(message, help=f"its default is {row.value:g}", code="E501")
         rows[key] = row.model_copy(update={"value": float(value)})
-    return method.model_copy(update={"parameters": rows})
+    made = method.model_copy(update={"parameters": rows})
+    facts = Facts(made, fixed=True)
+    facts.arguments = arguments(made, facts)
+    upsilon = made.functions["upsilon"]
+    rises = facts.slope(upsilon.body, "upsilon") in ("+", "=")
+    if values and not rises and (pair := refuted(made, facts)) is not None:
+        raise GroError.plain(falling(upsilon, pair), help="choose parameters that keep it increasing", code="E503")
+    return made
 
 
 __all__ = ["Checked", "Definition", "bound", "check", "check_file"]

@@ -62,7 +62,7 @@ MANY = 100
 class Binding:
     """The argument of a function component while its body is read."""
 
-    spelled: str
+    name: str
     component: str
     scope: Scope
 
@@ -148,7 +148,7 @@ class Elaborator:
         """Every name that an expression may use here."""
         names = {name for kind, name in self.declared.table if kind == "name"} | set(OBSERVABLES) | {"inf"}
         names |= set(COMPONENTS)
-        return names | ({self._binding.spelled} if self._binding else set())
+        return names | ({self._binding.name} if self._binding else set())
 
     # --- expressions --------------------------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class Elaborator:
     def read_name(self, tree: Tree[Token]) -> Expr | None:
         spelled = str(tree.children[0])
         name, span = canonical(spelled), self._span(tree)
-        if self._binding and spelled == self._binding.spelled:
+        if self._binding and name == self._binding.name:
             return Argument(scope=self._binding.scope, span=span, name=self._binding.component)
         if name == "inf":
             return Number(scope=Scope.CONST, span=span, value=math.inf)

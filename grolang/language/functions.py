@@ -314,7 +314,7 @@ ROWS = (
     Function(
         "relu",
         ("x",),
-        _rising(lambda x: max(x, 0.0)),
+        lambda a: _greatest(a, intervals.exactly(0)),
         _fixed("+"),
         ("1 if x > 0 else 0",),
         help="max(x, 0)",
@@ -343,7 +343,7 @@ ROWS = (
         ("x", "lo", "hi"),
         _clipped,
         _fixed("+", "+", "+"),
-        ("1 if lo <= x <= hi else 0", "1 if x < lo else 0", "1 if x > hi else 0"),
+        ("1 if lo <= x <= hi else 0", "1 if x < lo and lo <= hi else 0", "1 if max(x, lo) > hi else 0"),
         help="x, held between lo and hi",
         number=lambda x, lo, hi: min(max(x, lo), hi),
     ),

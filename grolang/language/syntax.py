@@ -222,7 +222,8 @@ def _worded(error: UnexpectedInput, text: str, span: Span) -> Diagnostic:
         severity="error",
         message=f"expected {expected}, {what}",
         span=Span(file=span.file, start=start, end=start + max(len(found), 1)),
-        help=_advice(found, text, place, accepted),
+        help=_advice(found, text, place, accepted)
+        or (f"replace `{_shown(found)}`" if found else f"add it after `{before}`"),
     )
 
 

@@ -68,8 +68,7 @@ class Pair:
     @property
     def reads(self) -> frozenset[str]:
         """The tensors of a batch that the two coefficients use."""
-        steps = (self.program.steps[index] for index in self.program.reachable("left", "right"))
-        return frozenset(str(step.detail[0]) for step in steps if step.op == "load")
+        return frozenset(name for name, _ in self.program.loads("left", "right"))
 
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
         """Both coefficients on a batch, and the first part whose values differ."""

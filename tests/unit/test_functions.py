@@ -333,7 +333,7 @@ def test_no_word_of_the_language_means_two_things() -> None:
     words = [*NAMED, *FORMS, *OBSERVABLES]
     assert len(words) == len(set(words))
     assert set(NAMED) & set(REDUCTIONS) == {"min", "max"}
-    assert set(BINARY) == {"+", "-", "*", "/", "^", "<", "<=", ">", ">=", "==", "!="}
+    assert set(BINARY) == {"+", "-", "*", "/", "^", "<", "<=", ">", ">=", "==", "!=", "and", "or"}
 
 
 def test_the_table_has_every_word_that_the_page_lists() -> None:

@@ -1,0 +1,1 @@
+"""Tests. `oracle` imports nothing from grolang; `laws` compares the two."""

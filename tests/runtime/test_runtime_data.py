@@ -1,0 +1,201 @@
+"""Rows that are fine and rows that are not: every complaint says where, what, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from conftest import TEMPLATE, Write, rows_of, tokenizer
+
+from grolang import GroError
+from grolang.runtime.data import broken_line, check_columns, check_rows, open_rows
+from grolang.runtime.examples import Encoder, Limits, load_examples, positions, with_demonstrations
+
+ENCODER = Encoder(tokenizer())
+END = ENCODER.end
+
+
+def complaint(path: str, kind: str, limits: Limits | None = None) -> str:
+    with pytest.raises(GroError) as caught:
+        rows = open_rows(path)
+        check_columns(rows, kind)
+        check_rows(rows, kind)
+        load_examples(rows, kind, ENCODER, limits or Limits(None))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_the_same_rows_from_every_kind_of_file(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows [1].{ending}"
+    made = datasets.Dataset.from_list(rows_of("unpaired", 6))
+    {
+        "jsonl": lambda: made.to_json(path),
+        "json": lambda: path.write_text(json.dumps(rows_of("unpaired", 6))),
+        "csv": lambda: made.to_csv(path),
+        "parquet": lambda: made.to_parquet(path),
+    }[ending]()
+    rows = open_rows(str(path))
+    check_rows(rows, "unpaired")
+    assert [row["label"] for row in rows] == [True, False, True, False, True, False]
+    assert rows[1]["prompt"] == "0+1="
+
+
+def test_reading_a_file_asks_no_server(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: asked.append(words))
+    open_rows(write([{"prompt": "a", "written": time.time()}]))
+    assert not asked
+
+
+def test_a_missing_file() -> None:
+    assert "there is no file nowhere.jsonl" in complaint("nowhere.jsonl", "prompts")
+
+
+def test_an_empty_file_and_one_of_blank_lines(write: Write) -> None:
+    assert "is empty" in complaint(write(""), "prompts")
+    assert "rows.jsonl" in complaint(write("\n\n"), "prompts")
+
+
+def test_an_unknown_extension(write: Write) -> None:
+    said = complaint(write("x", "rows.xlsx"), "prompts")
+    assert "unknown kind of file `.xlsx`" in said and ".parquet" in said
+
+
+def test_a_broken_line_has_its_number(write: Write) -> None:
+    said = complaint(write('{"prompt": "a"}\n\n{"prompt": "b"\n'), "prompts")
+    assert "rows.jsonl:3: this line is not JSON" in said
+
+
+def test_a_line_that_is_no_object(write: Write) -> None:
+    assert "rows.jsonl:2: expected an object" in complaint(write('{"prompt": "a"}\n[1, 2]\n'), "prompts")
+
+
+def test_a_missing_column_shows_those_that_are_there_and_the_mend(write: Write) -> None:
+    said = complaint(write([{"question": "a", "solution": "b"}]), "demonstrations")
+    assert "no column `prompt`, `completion`; it has `question`, `solution`" in said
+    assert "help: rename the columns" in said
+
+
+def test_rows_of_another_kind_are_recognized(write: Write) -> None:
+    said = complaint(write(rows_of("preference", 3)), "unpaired")
+    assert "these are rows for a method with `data preference`" in said
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": None, "completion": "b", "label": True}, "`prompt` is missing"),
+        ({"prompt": "a", "completion": "  ", "label": True}, "`completion` is empty"),
+        ({"prompt": "a", "completion": "b", "label": None}, "`label` is None"),
+        ({"prompt": "a", "completion": "b"}, "`label` is None"),
+    ],
+)
+def test_a_bad_row_has_its_line(row: dict[str, Any], said: str, write: Write) -> None:
+    good = {"prompt": "a", "completion": "b", "label": True}
+    found = complaint(write([good, good, row]), "unpaired")
+    assert "rows.jsonl:3: " in found and said in found
+
+
+@pytest.mark.parametrize("label", [2, 0.5, "yes"])
+def test_a_label_is_true_false_or_a_sign(label: Any, write: Write) -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": label}]
+    assert "a label is true or false, 1 or 0, 1 or -1" in complaint(write(rows), "unpaired")
+
+
+def test_labels_in_every_spelling(write: Write) -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": label} for label in (1, 0, -1)]
+    examples = load_examples(open_rows(write(rows)), "unpaired", ENCODER, Limits(None))
+    assert [example.labels for example in examples.take([0, 1, 2])] == [(1.0,), (-1.0,), (-1.0,)]
+
+
+def test_a_column_that_changes_its_type(write: Write) -> None:
+    """Recent versions of `datasets` read such a file; for older ones the line is found."""
+    path = write('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer": {"x": 1}}\n')
+    said = str(broken_line(Path(path)))
+    assert "rows.jsonl:2: column `answer` is an object here and text on line 1" in said
+
+
+def test_many_bad_rows_are_counted_in_one_message(write: Write) -> None:
+    said = complaint(write([{"prompt": "a", "completion": "", "label": True}] * 9), "unpaired")
+    assert "rows.jsonl:1:" in said and "rows.jsonl:3:" in said and "… and 6 more rows" in said
+
+
+def test_rows_past_the_window_are_refused_and_left_out_on_request(write: Write) -> None:
+    path = write([{"prompt": "short", "completion": "b"}, {"prompt": "x" * 70, "completion": "b"}])
+    said = complaint(path, "demonstrations", Limits(window=64))
+    assert "rows.jsonl:2: the prompt has 70 tokens, and the model's window is 64" in said and "--max-prompt" in said
+    kept = load_examples(open_rows(path), "demonstrations", ENCODER, Limits(window=64, prompt=20))
+    assert kept.kept == (0,)
+    path = write([{"prompt": "a" * 40, "completion": "b" * 40}])
+    assert "prompt and completion have 40 + 41 tokens" in complaint(path, "demonstrations", Limits(window=64))
+    cut = load_examples(open_rows(path), "demonstrations", ENCODER, Limits(window=64, completion=8))
+    assert len(cut.take([0])[0].completions[0]) == 8
+
+
+def test_a_prompt_needs_room_for_its_samples(write: Write) -> None:
+    path = write([{"prompt": "a" * 40}])
+    assert "40 + 30 tokens" in complaint(path, "prompts", Limits(window=64, completion=30))
+
+
+def test_completions_end_and_prompts_do_not(write: Write) -> None:
+    examples = load_examples(open_rows(write(rows_of("preference", 2))), "preference", ENCODER, Limits(None))
+    first = examples.take([0])[0]
+    assert [ids[-1] for ids in first.completions] == [END, END] and END not in first.prompt
+    assert first.labels == (1.0, -1.0)
+
+
+def conversation(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+def test_conversations_go_through_the_chat_template(write: Write) -> None:
+    encoder = Encoder(tokenizer(TEMPLATE))
+    path = write([conversation("1+1=", "2")])
+    example = load_examples(open_rows(path), "demonstrations", encoder, Limits(None)).take([0])[0]
+    assert encoder.tokenizer.decode(example.prompt) == "<user>1+1=<assistant>"
+    assert encoder.tokenizer.decode(example.completions[0]) == "2|end|"
+
+
+def test_conversations_without_a_chat_template(write: Write) -> None:
+    said = complaint(write([conversation("1+1=", "2")]), "demonstrations")
+    assert "the tokenizer has no chat template" in said
+
+
+def test_text_and_conversation_do_not_mix(write: Write) -> None:
+    rows = [{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}]
+    assert "differ in kind" in complaint(write(rows), "demonstrations")
+
+
+def test_demonstrations_join_the_prompts_that_they_answer(write: Write) -> None:
+    prompts = load_examples(open_rows(write(rows_of("prompts", 4), "p.jsonl")), "prompts", ENCODER, Limits(None))
+    shown = load_examples(
+        open_rows(write(rows_of("demonstrations", 2), "d.jsonl")), "demonstrations", ENCODER, Limits(None)
+    )
+    mixed = with_demonstrations(prompts, shown)
+    assert [len(example.completions) for example in mixed.take([0, 1, 2, 3])] == [1, 1, 0, 0]
+    other = load_examples(
+        open_rows(write([{"prompt": "else", "completion": "x"}], "o.jsonl")), "demonstrations", ENCODER, Limits(None)
+    )
+    with pytest.raises(GroError, match="no demonstration of"):
+        with_demonstrations(prompts, other)
+
+
+def test_the_order_of_rows_follows_from_seed_and_epoch_alone() -> None:
+    whole = positions(5, 7, 0, 21)
+    assert [*positions(5, 7, 0, 10), *positions(5, 7, 10, 11)] == whole
+    assert sorted(whole[:7]) == sorted(whole[7:14]) == list(range(7)) and whole[:7] != whole[7:14]
+    assert positions(6, 7, 0, 7) != whole[:7]
+
+
+def test_held_out_rows_are_not_trained_on(write: Write) -> None:
+    examples = load_examples(open_rows(write(rows_of("prompts", 20))), "prompts", ENCODER, Limits(None))
+    rest, apart = examples.divide(4, seed=0)
+    assert len(rest) == 16 and len(apart) == 4 and not set(rest.kept) & set(apart.kept)

@@ -1,0 +1,348 @@
+"""Whole runs on a tiny model: they learn, they leave behind what they should, and they say what is wrong first."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import io
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+import torch
+from conftest import Write, rows_of
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import grolang
+from grolang import GroError
+from grolang.cli import main
+from grolang.cli.run import HELP
+from grolang.cli.run import run as command
+from grolang.language.library import built_in
+from grolang.runtime import Outcome, RunSettings, checkpoints, resolve, start
+
+QUICK = {"steps": 2, "batch": 6, "lr": 1e-3, "max_completion": 6, "micro_batch": 16}
+NATS = "nats per token, completions"
+VOWELS = (
+    "def share(completions, **columns):\n    return [sum(c in 'aeiou' for c in text) / 6 for text in completions]\n"
+)
+
+
+def run(tiny: str, output: Path, method: str, data: str, **flags: Any) -> Outcome:
+    given = QUICK | {"model": tiny, "output": str(output), "method": method, "data": data} | flags
+    return start(given, None, Console(file=io.StringIO()))
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
+
+
+def test_demonstrations_lower_the_held_out_loss(tiny: str, tmp_path: Path, write: Write) -> None:
+    held = write(rows_of("demonstrations", 100)[80:], "held.jsonl")
+    data = write(rows_of("demonstrations", 80))
+    out = run(tiny, tmp_path / "out", "sft", data, eval_data=held, steps=30, lr=5e-3, batch=16)
+    assert out.after[NATS] < out.before[NATS] - 1.0
+
+
+def test_pairs_raise_the_held_out_preference(tiny: str, tmp_path: Path, write: Write) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "yes" * (1 + i % 2), "rejected": "no" * (1 + i % 3)} for i in range(60)]
+    out = run(tiny, tmp_path / "out", "dpo", write(rows), steps=15, lr=2e-3, batch=16)
+    assert out.before["preference accuracy"] == 0.5  # the reference itself prefers nothing
+    assert out.after["preference accuracy"] == 1.0
+    last = lines(tmp_path / "out")[-1]
+    assert last["rewards/margins"] > 0.05 and last["rewards/accuracies"] > 0.9
+    assert last["rewards/chosen"] - last["rewards/rejected"] == pytest.approx(last["rewards/margins"], abs=1e-5)
+
+
+def test_prompts_raise_the_reward(tiny: str, tmp_path: Path, write: Write) -> None:
+    (tmp_path / "rewards.py").write_text(VOWELS)
+    out = run(
+        tiny, tmp_path / "out", "rloo", write(rows_of("prompts")), steps=25, lr=1e-2,
+        score={"correct": f"{tmp_path / 'rewards.py'}:share"}, group=8,
+    )  # fmt: skip
+    found = [line["reward"] for line in lines(tmp_path / "out")]
+    assert sum(found[-5:]) / 5 > sum(found[:5]) / 5 + 0.2
+    assert out.after["correct, sampled"] > out.before["correct, sampled"] + 0.2
+
+
+@pytest.mark.parametrize("method", sorted(built_in()))
+def test_every_method_runs_and_leaves_a_whole_folder(method: str, tiny: str, tmp_path: Path, write: Write) -> None:
+    (kind,) = grolang.load(method).data
+    output = tmp_path / "out"
+    out = run(tiny, output, method, write(rows_of(kind)), updates=2, steps=4)
+    assert out.steps == 4 and out.before and out.before.keys() == out.after.keys()
+    found = lines(output)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    wanted = {"loss", "grad_norm", "learning_rate", "omega/mean", "upsilon/zeros", "coefficient/mean", "num_tokens"}
+    wanted |= {
+        "prompts": {"reward", "reward_std", "completions/mean_length", "entropy", "rewards/correct/mean"},
+        "unpaired": {"logps/chosen", "logps/rejected"},
+        "preference": {"logps/chosen", "logps/rejected"},
+        "demonstrations": set(),
+    }[kind]
+    assert all(wanted <= line.keys() for line in found)
+    assert {path.name for path in output.iterdir()} == {
+        "method.gro", "settings.toml", "versions.json", "metrics.jsonl", "evaluation.json", "model", "checkpoints",
+    }  # fmt: skip
+    assert "safetensors" in " ".join(path.name for path in (output / "model").iterdir())
+    assert AutoTokenizer.from_pretrained(output / "model").eos_token == "|end|"
+    assert weights(output)
+
+
+def test_the_same_seed_gives_the_same_run(tiny: str, tmp_path: Path, write: Write) -> None:
+    data = write(rows_of("prompts"))
+    for name, micro_batch in (("a", 16), ("b", 16), ("c", 5)):
+        run(tiny, tmp_path / name, "grpo", data, micro_batch=micro_batch, updates=2, steps=4)
+    first, same, cut = (lines(tmp_path / name) for name in "abc")
+    for one, two, three in zip(first, same, cut, strict=True):
+        assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
+        assert three == pytest.approx(one | {"seconds": three["seconds"]}, rel=1e-3, abs=1e-5)
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tiny: str, tmp_path: Path, write: Write) -> None:
+    data = write(rows_of("prompts"))
+    flags = {"updates": 2, "lr": 1e-2, "score": {"correct": "length"}}
+    run(tiny, tmp_path / "whole", "grpo", data, steps=8, **flags)
+    run(tiny, tmp_path / "cut", "grpo", data, steps=4, save_every=2, **flags)
+    with (tmp_path / "cut/metrics.jsonl").open("a") as file:  # what a kill leaves: a line without a checkpoint
+        file.write('{"step": 5, "loss"')
+    start({"output": str(tmp_path / "cut"), "resume": True, "steps": 8}, None, Console(file=io.StringIO()))
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    for one, two in zip(lines(tmp_path / "whole"), lines(tmp_path / "cut"), strict=True):
+        assert one == two | {"seconds": one["seconds"]}
+    assert len(list((tmp_path / "cut/checkpoints").iterdir())) == 2
+
+
+def test_demonstrations_join_prompts(tiny: str, tmp_path: Path, write: Write) -> None:
+    (tmp_path / "mixed.gro").write_text(
+        "method mixed\ndata prompts + demonstrations\ngroup 2\nscore correct = exact_match\n"
+        "reward = 1 if demonstration > 0 else correct - mean(correct over group)\n"
+        "report shown = demonstration\n"
+    )
+    prompts, shown = write(rows_of("prompts"), "p.jsonl"), write(rows_of("demonstrations"), "d.jsonl")
+    data: Any = (prompts, shown)
+    run(tiny, tmp_path / "out", str(tmp_path / "mixed.gro"), data)
+    line = lines(tmp_path / "out")[0]
+    assert line["report/shown"] == pytest.approx(1 / 3)
+    assert line["completions/max_length"] <= 6
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tiny: str, tmp_path: Path, write: Write) -> None:
+    (tmp_path / "stop.py").write_text(
+        "import os, signal\ncalls = []\n"
+        "def stop(completions, **columns):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    data, score = write(rows_of("prompts")), {"correct": f"{tmp_path / 'stop.py'}:stop"}
+    out = run(tiny, tmp_path / "out", "rloo", data, steps=50, eval_rows=0, score=score)
+    assert out.interrupted and out.steps == 5
+    assert weights(tmp_path / "out") and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_settings_come_from_flags_then_the_file_then_the_kind(tiny: str, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'method = "dpo"\nmodel = "{tiny}"\nsteps = 7\nbatch = 3\n[set]\nbeta = 0.3\n')
+    method, settings = resolve({"steps": 9, "set": {"beta": 0.5}}, config)
+    assert (settings.steps, settings.batch, method.params["beta"]) == (9, 3, 0.5)
+    assert settings.lr == 1e-6 and resolve({"method": "dpo"})[1].lr > 1e-5
+
+
+def test_resolved_settings_repeat_the_run(tiny: str, tmp_path: Path, write: Write) -> None:
+    data = write(rows_of("unpaired"))
+    run(tiny, tmp_path / "a", "kto", data, set={"beta": 0.3}, steps=2)
+    saved = tmp_path / "a/settings.toml"
+    assert tomllib.loads(saved.read_text())["set"] == {"beta": 0.3}
+    start({"output": str(tmp_path / "b")}, saved, Console(file=io.StringIO()))
+    assert lines(tmp_path / "a")[-1]["loss"] == lines(tmp_path / "b")[-1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"micro_batch": 0}, "--micro-batch 0: input should be greater than or equal to 1"),
+        ({"temperature": 0.0}, "--temperature 0.0"),
+        ({"schedule": "linaer"}, "--schedule linaer: input should be 'constant', 'linear' or 'cosine'"),
+        ({"updates": 3}, "--steps 2 is no multiple of --updates 3: give --steps 3"),
+        ({"stesp": 3}, "there is no setting `stesp`"),
+        ({"set": {"betta": 0.1}}, "betta"),
+        ({"data": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
+        ({"model": "nowhere/at all"}, "no tokenizer can be loaded from nowhere/at all"),
+        ({"score": {"x": "length"}}, "the method has no score of that name"),
+        ({"max_completion": 62}, "the model's window is 64"),
+        ({"resume": True}, "holds no run to resume"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    flags: dict[str, Any], said: str, tiny: str, tmp_path: Path, write: Write
+) -> None:
+    with pytest.raises(GroError) as caught:
+        run(tiny, tmp_path / "out", "grpo", **({"data": write(rows_of("prompts"))} | flags))
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_files_for_a_method_of_one_kind(tiny: str, tmp_path: Path, write: Write) -> None:
+    one, two = write(rows_of("prompts"), "a.jsonl"), write(rows_of("prompts"), "b.jsonl")
+    with pytest.raises(GroError, match="--data was given 2 times, and the method learns from prompts"):
+        data: Any = (one, two)
+        run(tiny, tmp_path / "out", "grpo", data)
+
+
+def test_weights_that_are_not_safetensors_are_refused(tiny: str, tmp_path: Path, write: Write) -> None:
+    folder = tmp_path / "pickled"
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(GroError, match="no model can be loaded from"):
+        run(str(folder), tmp_path / "out", "sft", write(rows_of("demonstrations")))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny: str, tmp_path: Path, write: Write) -> None:
+    data = write(rows_of("demonstrations"))
+    run(tiny, tmp_path / "out", "sft", data)
+    with pytest.raises(GroError, match="holds a run already"):
+        run(tiny, tmp_path / "out", "sft", data)
+    with pytest.raises(GroError, match="the method is not the one of"):
+        run(tiny, tmp_path / "out", "dpo", write(rows_of("preference")), resume=True)
+
+
+def test_an_output_that_cannot_be_written(tiny: str, tmp_path: Path, write: Write) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GroError, match="cannot make the folder"):
+        run(tiny, tmp_path / "file/out", "sft", write(rows_of("demonstrations")))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tiny: str, tmp_path: Path, write: Write) -> None:
+    rows, huge = rows_of("prompts"), tmp_path / "huge.py"
+    huge.write_text(
+        "def score(completions, **columns):\n    return [1e38 * (-1) ** i for i in range(len(completions))]\n"
+    )
+    with pytest.raises(GroError, match="not finite"):
+        run(tiny, tmp_path / "out", "rloo", write(rows), score={"correct": f"{huge}:score"}, eval_rows=0, group=8)
+    assert not (tmp_path / "out/model").exists()
+
+
+def test_a_score_that_fails_later_loses_nothing(tiny: str, tmp_path: Path, write: Write) -> None:
+    fails = tmp_path / "fails.py"
+    fails.write_text(
+        "calls = []\n"
+        "def score(completions, **columns):\n"
+        "    calls.append(1)\n"
+        "    return [float(len(c)) for c in completions] if len(calls) != 4 else None\n"
+    )
+    given = {"score": {"correct": f"{fails}:score"}, "eval_rows": 0, "steps": 6}
+    data = write(rows_of("prompts"))
+    with pytest.raises(GroError, match="failed: TypeError"):
+        run(tiny, tmp_path / "out", "rloo", data, **given)
+    start({"output": str(tmp_path / "out"), "resume": True}, None, Console(file=io.StringIO()))
+    fails.write_text("def score(completions, **columns):\n    return [float(len(c)) for c in completions]\n")
+    run(tiny, tmp_path / "whole", "rloo", data, **given)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
+    tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, real = write(rows_of("demonstrations")), checkpoints.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: str) -> None:
+        if "step-00000004" in path and "optimizer" in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(GroError, match="No space left on device"):
+        run(tiny, tmp_path / "out", "sft", data, steps=6, save_every=2)
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    start({"output": str(tmp_path / "out"), "resume": True}, None, Console(file=io.StringIO()))
+    run(tiny, tmp_path / "whole", "sft", data, steps=6)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_conversations_train(tiny_chat: str, tmp_path: Path, write: Write) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}], "answer": row["answer"]} for row in rows_of("prompts")
+    ]
+    out = run(tiny_chat, tmp_path / "out", "rloo", write(rows), group=2)
+    assert out.steps == 2 and "correct, greedy" in out.after
+
+
+@pytest.mark.parametrize(
+    ("method", "file"),
+    [("kto", "unpaired"), ("dpo", "preference"), ("sft", "demonstrations-train"), ("rloo", "prompts-train")],
+)
+def test_real_rows_train_through_the_same_path(
+    method: str, file: str, gsm8k: Path, tmp_path: Path, write: Write
+) -> None:
+    """GSM8K with a small model made at random: the loop, not the arithmetic, is under test."""
+    from conftest import tiny_model, tokenizer
+
+    folder = tmp_path / "model"
+    tiny_model(max_position_embeddings=2048).save_pretrained(folder)
+    tokenizer().save_pretrained(str(folder))
+    rows = (gsm8k / f"{file}.jsonl").read_text().splitlines()[:60]
+    out = run(str(folder), tmp_path / "out", method, write("\n".join(rows)), steps=4, batch=4, lr=1e-2)
+    assert out.steps == 4
+    if method == "sft":
+        assert out.after[NATS] < out.before[NATS] - 0.5
+
+
+def test_the_command_line_end_to_end(
+    tiny: str, tmp_path: Path, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = write(rows_of("unpaired")), str(tmp_path / "out")
+    words = ["run", "kto", "--model", tiny, "--data", data, "--steps", "2", "--batch", "4", "--micro-batch", "2"]
+    assert main([*words, "--set", "beta=0.2", "--set", "desirable=2", "--lr", "1e-3", "--output", output]) == 0
+    said = capsys.readouterr().out
+    assert "step 2/2" in said and "preference accuracy" in said and "the trained model is in" in said
+    saved = tomllib.loads((tmp_path / "out/settings.toml").read_text())
+    assert saved["set"] == {"beta": 0.2, "desirable": 2.0} and saved["micro_batch"] == 2
+    assert main([*words, "--output", output]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--set", "beta"], 1, "--set beta: expected NAME=VALUE"),
+        (["--set", "beta=much"], 1, "`much` is not a number"),
+        (["--set", "beta=-1"], 1, "beta"),
+        (["--steps", "0"], 1, "--steps 0: input should be greater than or equal to 1"),
+        (["--config", "nowhere.toml"], 1, "cannot read the settings file nowhere.toml"),
+        (["--resume"], 1, "add --output FOLDER"),
+        (["--stepps", "3"], 2, "--steps"),
+    ],
+)
+def test_wrong_words_on_the_command_line(
+    words: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "kto", *words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_every_setting_is_a_flag_and_every_flag_a_setting() -> None:
+    flags = {name.rstrip("_") for name in inspect.signature(command).parameters} - {"file", "config"}
+    assert flags == set(RunSettings.model_fields) - {"method"} == set(HELP) - {"config"}
