@@ -14,7 +14,8 @@ class Needs:
 
     `scope` is the finest part of the step that must be there before a coefficient is known from the current
     log-probs: "none" (known before the policy runs), "token", "sequence", "group" or "batch".
-    `mismatched_scope` is the same for the log-probs of the mismatched completions.
+    `old_scope` is the same in the first update after a draw, where `logp_old` is `logp` too; `mismatched_scope` for
+    the log-probs of the mismatched completions.
     """
 
     reference: bool
@@ -25,6 +26,7 @@ class Needs:
     sampler: bool
     scores: tuple[str, ...]
     scope: str
+    old_scope: str
     mismatched_scope: str
 
     @property
@@ -53,19 +55,20 @@ def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
         old="logp_old" in names,
         sampler="logp_sampler" in names,
         scores=tuple(name for name in score_names if name in names or f"greedy {name}" in names),
-        scope=_extent(program, MAIN),
-        mismatched_scope=_extent(program, MISMATCHED),
+        scope=_extent(program, MAIN, CURRENT),
+        old_scope=_extent(program, MAIN, (*CURRENT, "logp_old")),
+        mismatched_scope=_extent(program, MISMATCHED, (*CURRENT, "logp_old")),
     )
 
 
-def _extent(program: Program, world: str) -> str:
-    """How far the current log-probs of a world spread before they reach a coefficient."""
+def _extent(program: Program, world: str, current: tuple[str, ...]) -> str:
+    """How far what the current policy gives in a world spreads before it reaches a coefficient."""
     none = Scope.TOKEN + 1  # finer than any: nothing of the current policy
     extents: dict[int, int] = {}
     for index in program.reachable("coefficient"):
         step = program.steps[index]
         extent = min((extents[argument] for argument in step.args), default=none)
-        if step.op == "load" and step.detail[0] in CURRENT and step.world == world:
+        if step.op == "load" and step.detail[0] in current and step.world == world:
             extent = Scope.TOKEN
         elif extent < none:
             match step.op:

@@ -143,9 +143,8 @@ class _Analysis:
                 text = self._text(node.span)
                 role = "baseline" if name == "baseline" else "advantage"
                 if isinstance(node, Reduce) and node.axis in ("group", "batch"):
-                    mended = f"{text[: text.rindex('over')]}over others)" if "over" in text else text
                     message = f"the {role} is biased: `{text}` uses the sequence's own sample (Eq. 7)"
-                    help = f"write `{mended}` for an unbiased estimate, or keep the published form"
+                    help = "the unbiased form is `over others`, with a group of 2 or more; or keep the published form"
                 else:
                     message = f"the {role} is biased: `{text}` is the sequence's own sample (Eq. 7)"
                     help = "use the other samples of the group: `mean(reward over others)`"
@@ -215,7 +214,7 @@ class _Analysis:
                     continue
                 span = statement.span_of(leaf(statement))
                 what = "component" if name in _FEEDS else word
-                why = f": only {_FEEDS[name]} uses it, and the method gives its own" if name in _FEEDS else ""
+                why = f": only {_FEEDS[name]} would use it" if name in _FEEDS else ""
                 message = f"the {what} `{leaf(statement)}` is used by nothing{why}"
                 self.findings.add("W704", message, span, help="delete it, or use it")
 
@@ -241,9 +240,9 @@ class _Analysis:
 #: components that matter to one other part alone
 _FEEDS = {
     "baseline": "the default `advantage`",
-    "measure": "`omega`",
-    "anchor": "`omega`",
-    "alpha": "`omega`",
+    "measure": "an `omega` of its argument",
+    "anchor": "an `omega` of its argument",
+    "alpha": "an `omega` of its argument",
 }
 
 

@@ -427,6 +427,11 @@ def _claim(
 ) -> Law | None:
     span = statement.span_of(leaf(statement))
     if kind == "unbiased":
+        if elaborator.data and "prompts" not in elaborator.data:
+            have = " + ".join(elaborator.data)
+            message = f"`unbiased` is a claim about completions that the policy draws; `data {have}` draws none"
+            findings.add("E401", message, statement.span_of(claim), help="delete the law, or use `data prompts`")
+            return None
         return Law(name=name, claim="unbiased", span=span)
     if kind == "loss":
         tree, steps_tree = claim.children
@@ -484,7 +489,7 @@ def _claim(
                 if not _exchangeable(word, statement, elaborator, findings):
                     return None
                 value = elaborator.expression(statement, _as_tree(tree))
-                if value is None:
+                if value is None or not _fits(word, value, statement, _as_tree(tree), findings):
                     return None
                 exchanges[canonical(str(word))] = value
     claim_kind = {"equals": "equals", "proportional": "proportional", "invariant": "invariant"}[kind]
@@ -498,6 +503,18 @@ def _claim(
             "span": span,
         }
     )
+
+
+def _fits(word: Token, value: Expr, statement: Statement, tree: Tree[Token], findings: Findings) -> bool:
+    """A stand-in has the scope of what it replaces, or a coarser one."""
+    row = OBSERVABLES.get(canonical(str(word)))
+    scope = Scope.SEQUENCE if row is None else row.scope
+    if value.scope <= scope:
+        return True
+    message = f"`{word}` has one value per {scope.word}; `{statement.text_of(tree)}` {value.scope.phrase}"
+    help = f"reduce it, for example `{word} = mean({statement.text_of(tree)} over tokens)`"
+    findings.add("E302", message, statement.span_of(tree), label=value.scope.word, help=help)
+    return False
 
 
 def _settable(

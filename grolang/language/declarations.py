@@ -93,7 +93,8 @@ def declare(source: Source, findings: Findings) -> Declarations:
     """Read a file and what it extends."""
     found = Declarations()
     _read(source, found, findings, chain=())
-    nodes = sum(sum(1 for _ in statement.tree.iter_subtrees()) for statement in found.table.values())
+    statements = [*found.table.values(), *found.laws.values()]
+    nodes = sum(sum(1 for _ in statement.tree.iter_subtrees()) for statement in statements)
     if nodes > MAX_NODES:
         findings.add("E104", f"the method has more than {MAX_NODES} parts", found.place, help="simplify it")
     if (deepest := _deepest(found)) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +27,9 @@ from grolang.laws.strategies import batches
 
 #: agreement of two coefficients, relative to the largest of the batch: sums of a few float64 terms
 TOLERANCE = 1e-9
+
+#: seconds that are spent on making a counterexample smaller
+SHRINKING = 4.0
 
 _COMPARED = ("reward", "advantage", "upsilon", "measure", "z", "omega", "credit", "penalty")
 
@@ -192,7 +197,8 @@ def _average(body: Expr) -> tuple[Step, ...]:
 def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
     """Try batches; the smallest that tells the two sides apart, if there is one."""
     found: list[Counterexample] = []
-    tried = 0
+    failing: set[bytes] = set()
+    tried, first = 0, math.inf
     smallest = 2 if any(step.detail[-1:] == ("others",) for step in pair.program.steps) else 1
 
     @hypothesis.seed(seed)
@@ -206,13 +212,18 @@ def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
     )
     @hypothesis.given(batches(*pair.methods, smallest_group=smallest), st.integers(0, 9))
     def trial(batch: Batch, draw: int) -> None:
-        nonlocal tried
+        nonlocal tried, first
         tried += 1
+        data = _bytes(batch, draw)
+        if time.monotonic() - first > SHRINKING and data not in failing:
+            return  # enough: the smallest that was found by now is told
         left, right, part = pair.tensors(batch, draw)
         whole = torch.isfinite(left) & torch.isfinite(right)
         hypothesis.assume(bool(whole.all()))
         if not pair.agree(left, right):
             found.append(Counterexample(batch, left, right, part, pair.reads))
+            failing.add(data)
+            first = min(first, time.monotonic())
             raise _Different
 
     try:
@@ -222,6 +233,14 @@ def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
     except hypothesis.errors.Unsatisfiable:
         return Verdict(pair.name, "", "failed", tried, error="no batch gave finite coefficients on both sides")
     return Verdict(pair.name, "", "held", tried)
+
+
+def _bytes(batch: Batch, draw: int) -> bytes:
+    """What tells two drawn batches apart."""
+    tensors = [batch.mask, *(tensor for _, tensor in batch.tensors())]
+    if batch.mismatched is not None:
+        tensors += [batch.mismatched.mask, *(tensor for _, tensor in batch.mismatched.tensors())]
+    return b"".join(tensor.numpy().tobytes() for tensor in tensors) + bytes([draw])
 
 
 class _Different(Exception):

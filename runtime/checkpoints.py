@@ -1,0 +1,167 @@
+"""Saved states of a run: written beside, forced to the disk, renamed; so a kill leaves the old one or the new one.
+
+Only safetensors and JSON are written, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from grolang.language.diagnostics import GroError
+
+FOLDER, NAME = "checkpoints", "step-{:08d}"
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder that takes the place of `folder` only once all of it is on the disk.
+
+    Raises GroError where it cannot be written (a full disk, no right to); what was there before stays.
+    """
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        write(fresh)
+        for path in (*fresh.rglob("*"), fresh):
+            _to_disk(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        _to_disk(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise GroError.plain(
+            f"cannot save to {folder}: {error}", help="free space there, or give another folder with --output"
+        ) from error
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is besides its settings and data: rows and samples follow from the seed and the step."""
+
+    step: int
+    num_tokens: int
+    before: dict[str, float]
+
+
+def save(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
+    """Write the checkpoint of this step and remove all but the last `keep`."""
+
+    def write(folder: Path) -> None:
+        save_file(_distinct(model.state_dict()), str(folder / "model.safetensors"))
+        tensors, rest = _flat(optimizer.state_dict())
+        save_file(tensors, str(folder / "optimizer.safetensors"))
+        save_file(_generators(), str(folder / "generators.safetensors"))
+        text = {"state": vars(state), "optimizer": rest, "python": random.getstate()}
+        (folder / "state.json").write_text(json.dumps(text), encoding="utf-8")
+
+    replace_folder(output / FOLDER / NAME.format(state.step), write)
+    for old in _found(output)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> State | None:
+    """Put the last checkpoint back into model, optimizer and random generators; None where there is none."""
+    found = _found(output)
+    if not found:
+        return None
+    folder = found[-1]
+    try:
+        text: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        _check_keys(model, load_file(str(folder / "model.safetensors")))
+        optimizer.load_state_dict(_unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"]))
+        generators = load_file(str(folder / "generators.safetensors"))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise GroError.plain(
+            f"the checkpoint {folder} cannot be read: {error}", help="remove that folder to resume from the one before"
+        ) from error
+    version, numbers, gauss = text["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    _set_generators(generators)
+    return State(**text["state"])
+
+
+def _found(output: Path) -> list[Path]:
+    return sorted((output / FOLDER).glob("step-*"))
+
+
+def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights once, under their first name: safetensors refuses two names for one memory."""
+    seen: set[int] = set()
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in tensors.items()
+        if tensor.data_ptr() not in seen and not seen.add(tensor.data_ptr())  # type: ignore[func-returns-value]
+    }
+
+
+def _check_keys(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
+    wanted = set(_distinct(model.state_dict()))
+    if wanted != set(tensors):
+        raise ValueError(f"it holds other weights than the model: {sorted(wanted ^ set(tensors))[:5]}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and a JSON value of the rest."""
+    tensors = {
+        f"{index}.{name}": value.contiguous()
+        for index, values in state["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _unflat(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        index, name = path.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": rest["param_groups"]}
+
+
+def _generators() -> dict[str, Tensor]:
+    """States of torch's and numpy's generators; Python's own goes to the JSON file."""
+    numpy: Any = np.random.get_state(legacy=False)
+    found = {"torch": torch.get_rng_state(), "numpy": torch.tensor(numpy["state"]["key"].astype(np.int64))}
+    found["numpy.pos"] = torch.tensor([numpy["state"]["pos"], numpy["has_gauss"]])
+    found["numpy.gauss"] = torch.tensor([numpy["gauss"]], dtype=torch.float64)
+    if torch.cuda.is_available():
+        found |= {f"cuda.{device}": state for device, state in enumerate(torch.cuda.get_rng_state_all())}
+    return found
+
+
+def _set_generators(found: dict[str, Tensor]) -> None:
+    torch.set_rng_state(found["torch"])
+    position, has_gauss = found["numpy.pos"].tolist()
+    key = found["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", key, position, has_gauss, float(found["numpy.gauss"])))
+    if torch.cuda.is_available():
+        for device in range(torch.cuda.device_count()):
+            if f"cuda.{device}" in found:
+                torch.cuda.set_rng_state(found[f"cuda.{device}"], device)

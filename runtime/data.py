@@ -1,0 +1,211 @@
+"""Rows: data files in TRL's columns, read through `datasets` and checked before anything trains."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from grolang.language.diagnostics import GroError
+
+Record = Mapping[str, Any]
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "preference": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
+    "prompts": ("prompt",),
+    "demonstrations": ("prompt", "completion"),
+}
+"""The columns that each data kind must have (LANGUAGE.md, section 3)."""
+
+TEXTS = ("prompt", "chosen", "rejected", "completion", "answer")
+
+READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+SHOWN = 3  # faults of a file that a message spells out
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one file or hub data set, in their order."""
+
+    name: str
+    dataset: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Record:
+        record: Record = self.dataset[index]
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.dataset)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.dataset.column_names)
+
+    def place(self, index: int) -> str:
+        """Where a row stands, as a person finds it: the line of a JSONL file, else the row counted from 1."""
+        if Path(self.name).suffix in (".jsonl", ".ndjson"):
+            for number, (line, _) in enumerate(_lines(Path(self.name))):
+                if number == index:
+                    return f"{self.name}:{line}"
+        return f"{self.name}, row {index + 1}"
+
+
+def open_rows(name: str) -> Rows:
+    """Read a data file, a folder or a hub data set (its `train` split).
+
+    Raises GroError where there is nothing to read, the extension is unknown, a line is broken or no row is there.
+    """
+    datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of every local file that is read
+    path = Path(name)
+    if not path.exists() and path.suffix not in READERS and not path.is_absolute():
+        return Rows(name, _from_hub(name))
+    if not path.exists():
+        raise GroError.plain(f"there is no file {name}", help="check the path that --data gives")
+    if path.is_file() and path.suffix not in READERS:
+        known = ", ".join(READERS)
+        raise GroError.plain(f"{name}: unknown kind of file `{path.suffix}`", help=f"use one of {known}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise GroError.plain(f"{name} is empty", help="write one row a line")
+    options: dict[str, Any] = {"data_files": glob.escape(name)} if path.is_file() else {}
+    if path.suffix == ".csv":  # which has no types: a completion `7` is a text there as well
+        options["converters"] = dict.fromkeys(TEXTS, str)
+    try:
+        dataset = datasets.load_dataset(READERS.get(path.suffix, name), split="train", **options)
+    except Exception as error:  # the builders raise what their parsers raise
+        fault = broken_line(path) or f"{name} cannot be read: {_cause(error)}"
+        raise GroError.plain(fault, help="mend the file") from error
+    if len(dataset) == 0:
+        raise GroError.plain(f"{name} has no rows", help="write one row a line")
+    return Rows(name, dataset)
+
+
+def _from_hub(name: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(name, split="train")
+    except Exception as error:
+        message = f"there is no file {name}, and as a hub data set it cannot be loaded: {_cause(error)}"
+        raise GroError.plain(message, help="check the path that --data gives") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of a chain of exceptions, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of the lines that hold a row."""
+    with path.open(encoding="utf-8") as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def broken_line(path: Path) -> str | None:
+    """What is wrong in a JSONL file that its reader refused, and on which line; None where nothing is found."""
+    if path.suffix not in (".jsonl", ".ndjson"):
+        return None
+    types: dict[str, tuple[int, str]] = {}
+    try:
+        for number, text in _lines(path):
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                return f"{path}:{number}: this line is not JSON: {error.msg} at column {error.colno}"
+            if not isinstance(row, dict):
+                return f"{path}:{number}: expected an object of columns, found {_kind(row)}"
+            for column, value in row.items():
+                first, kind = types.setdefault(column, (number, _kind(value)))
+                if _kind(value) != kind and value is not None:
+                    return (
+                        f"{path}:{number}: column `{column}` is {_kind(value)} here "
+                        f"and {kind} on line {first}; a column has one type"
+                    )
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{path} cannot be read: {error}"
+    return None
+
+
+def _kind(value: object) -> str:
+    names = {bool: "true or false", str: "text", dict: "an object", list: "a list"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else "nothing")
+
+
+def check_columns(rows: Rows, kind: str) -> None:
+    """The columns of the kind are there; else an error with those that are, and the edit."""
+    missing = [f"`{column}`" for column in COLUMNS[kind] if column not in rows.columns]
+    if not missing:
+        return
+    found = ", ".join(f"`{column}`" for column in rows.columns)
+    fitting = [other for other, needed in COLUMNS.items() if set(needed) <= set(rows.columns) and other != "prompts"]
+    wanted = ", ".join(COLUMNS[kind])
+    mend = f"rename the columns to {wanted}, or give another file with --data"
+    if fitting:
+        mend = f"these are rows for a method with `data {fitting[0]}`; this one needs {wanted}"
+    raise GroError.plain(f"{rows.name} has no column {', '.join(missing)}; it has {found}", help=mend)
+
+
+def check_rows(rows: Rows, kind: str) -> None:
+    """Every row has texts where texts belong and a label that is one; else an error with the lines."""
+    faults = ((index, fault) for index, record in enumerate(rows) if (fault := _fault(kind, record)))
+    refuse(rows, list(faults))
+
+
+def refuse(rows: Rows, faults: Sequence[tuple[int, str]]) -> None:
+    """Raise the first few faults with their places; nothing where there are none."""
+    if not faults:
+        return
+    said = [f"{rows.place(index)}: {fault}" for index, fault in faults[:SHOWN]]
+    if len(faults) > SHOWN:
+        said.append(f"… and {len(faults) - SHOWN} more rows")
+    raise GroError.plain("\n".join(said), help="mend or remove these rows")
+
+
+def _fault(kind: str, record: Record) -> str | None:
+    for column in COLUMNS[kind]:
+        value = record[column]
+        if column == "label":
+            if as_label(value) is None:
+                return f"`label` is {value!r}; a label is true or false, 1 or 0, 1 or -1"
+        elif not (isinstance(value, str) or is_conversation(value)):
+            return f"`{column}` is {_shown(value)}; expected a text or a list of messages with role and content"
+        elif is_conversation(value) != is_conversation(record["prompt"]):
+            return f"`{column}` and `prompt` differ in kind; both are texts or both are lists of messages"
+        elif column != "prompt" and not text_of(value).strip():
+            return f"`{column}` is empty"
+    return None
+
+
+def _shown(value: object) -> str:
+    return "missing" if value is None or (isinstance(value, float) and math.isnan(value)) else repr(value)
+
+
+def as_label(value: object) -> float | None:
+    """+1 or -1 from true/false, 1/0 or 1/-1; None from anything else."""
+    if isinstance(value, (bool, int, float)) and value in (1, 0, -1):
+        return 1.0 if value == 1 else -1.0
+    return None
+
+
+def is_conversation(value: object) -> bool:
+    """Whether a value is a list of messages, each with `role` and `content`."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
+
+
+def text_of(value: object) -> str:
+    """The text of a plain or a conversational prompt or completion."""
+    if isinstance(value, list):
+        return "\n".join(str(message["content"]) for message in value)
+    return str(value)

@@ -1,0 +1,237 @@
+"""Rows as token ids: the checks that need a tokenizer, and the order in which rows are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from grolang.language.diagnostics import GroError
+from grolang.runtime.data import Record, Rows, as_label, is_conversation, refuse
+
+Ids = list[int]
+CHUNK = 1000  # rows tokenized together while they are checked
+
+COMPLETIONS = {"preference": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
+"""The columns that hold completions, by data kind."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as tokens. `completions` are chosen and rejected, the one completion, or a prompt's demonstrations."""
+
+    number: int
+    record: Record
+    prompt: Ids
+    completions: tuple[Ids, ...]
+    labels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """In tokens. `window` is the model's; prompts past `prompt` are left out, completions end at `completion`."""
+
+    window: int | None
+    prompt: int | None = None
+    completion: int | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Text to ids. Prompt and completion apart, the end-of-sequence token after every completion."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def end(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def prompts(self, values: Sequence[Any]) -> list[Ids]:
+        """Ids of plain or conversational prompts, the latter through the chat template, ready for an answer."""
+        if is_conversation(values[0]):
+            return self._ids([self._template(value, answer=True) for value in values], special=False)
+        # a template that appends the end token to every text would end the prompt before the completion
+        found = [ids[:-1] if ids[-1:] == [self.end] else ids for ids in self._ids(values, special=True)]
+        start = self.end if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+        return [ids or [start] for ids in found]
+
+    def completions(self, prompts: Sequence[Any], values: Sequence[Any]) -> list[Ids]:
+        """Ids of the completions of these prompts, with the end token; no special token is added before."""
+        texts = values
+        if is_conversation(values[0]):
+            texts = [self._answer(prompt, value) for prompt, value in zip(prompts, values, strict=True)]
+        return [ids if ids[-1:] == [self.end] else [*ids, self.end] for ids in self._ids(texts, special=False)]
+
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[Ids]:
+        found: list[Ids] = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+        return found
+
+    def _answer(self, prompt: list[Record], completion: list[Record]) -> str:
+        """What the template writes for the completion after the prompt, up to its end token."""
+        before = self._template(prompt, answer=True)
+        whole = self._template([*prompt, *completion], answer=False)
+        if not whole.startswith(before):
+            raise GroError.plain(
+                "the tokenizer's chat template changes the prompt when an answer follows it",
+                help="give plain texts in the columns, or a chat template that only appends",
+            )
+        text, mark = whole[len(before) :].rstrip(), str(self.tokenizer.eos_token)
+        return text.removesuffix(mark) + mark if text.endswith(mark) else text
+
+    def _template(self, messages: list[Record], *, answer: bool) -> str:
+        if not self.tokenizer.chat_template:
+            raise GroError.plain(
+                "the rows are conversations, and the tokenizer has no chat template",
+                help="use an instruction-tuned model, or rows with plain texts",
+            )
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=answer, tokenize=False
+        )
+        return str(text)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The usable rows of a file, tokenized when asked for.
+
+    `kept` are their numbers in the file. `shown` are demonstrations by the prompt that they answer.
+    """
+
+    rows: Rows
+    kind: str
+    encoder: Encoder
+    limits: Limits
+    kept: tuple[int, ...] = ()
+    shown: Mapping[str, tuple[Ids, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def take(self, positions: Sequence[int]) -> list[Example]:
+        """The examples at these positions among the kept rows."""
+        return self._encode([self.kept[position] for position in positions])
+
+    def part(self, kept: Sequence[int]) -> Examples:
+        """The same with only these rows of the file."""
+        return replace(self, kept=tuple(kept))
+
+    def divide(self, count: int, seed: int) -> tuple[Examples, Examples]:
+        """All but `count` rows, and these: chosen by the seed, both in the order of the file."""
+        apart = {self.kept[position] for position in positions(seed, len(self), 0, count)}
+        rest = [number for number in self.kept if number not in apart]
+        return self.part(rest), self.part([number for number in self.kept if number in apart])
+
+    def _encode(self, numbers: Sequence[int]) -> list[Example]:
+        records = [self.rows[number] for number in numbers]
+        prompts = [record["prompt"] for record in records]
+        heads = self.encoder.prompts(prompts)
+        tails = [
+            self.encoder.completions(prompts, [record[column] for record in records])
+            for column in COMPLETIONS.get(self.kind, ())
+        ]
+        cut = self.limits.completion
+        found = []
+        for row, (number, record) in enumerate(zip(numbers, records, strict=True)):
+            own = self.shown.get(prompt_key(record["prompt"]), ()) if self.kind == "prompts" else ()
+            completions = own or tuple(tail[row][:cut] for tail in tails)
+            found.append(Example(number, record, heads[row], completions, _labels(self.kind, record)))
+        return found
+
+
+def _labels(kind: str, record: Record) -> tuple[float, ...]:
+    if kind == "preference":
+        return (1.0, -1.0)
+    return (as_label(record["label"]) or 0.0,) if kind == "unpaired" else ()
+
+
+def prompt_key(prompt: object) -> str:
+    """One text for every prompt, plain or conversational, so that prompts can be looked up."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def load_examples(rows: Rows, kind: str, encoder: Encoder, limits: Limits) -> Examples:
+    """Tokenize every row once and check its lengths.
+
+    A row longer than the window is an error with its line; a prompt longer than `limits.prompt` is left out.
+    """
+    every = Examples(rows, kind, encoder, limits, tuple(range(len(rows))))
+    kept: list[int] = []
+    faults: list[tuple[int, str]] = []
+    for start in range(0, len(rows), CHUNK):
+        for example in every.take(range(start, min(start + CHUNK, len(rows)))):
+            if limits.prompt is not None and len(example.prompt) > limits.prompt:
+                continue
+            kept.append(example.number)
+            if fault := _too_long(example, limits):
+                faults.append((example.number, fault))
+    try:
+        refuse(rows, faults)
+    except GroError as error:
+        mend = "use --max-prompt to leave long prompts out, --max-completion to cut completions, or a larger model"
+        raise GroError.plain(error.diagnostics[0].message, help=mend) from None
+    if not kept:
+        raise GroError.plain(
+            f"{rows.name}: every prompt is longer than {limits.prompt} tokens", help="raise --max-prompt"
+        )
+    return every.part(kept)
+
+
+def _too_long(example: Example, limits: Limits) -> str | None:
+    window, prompt = limits.window, len(example.prompt)
+    if window is None:
+        return None
+    longest = max(map(len, example.completions), default=limits.completion or 1)
+    if prompt >= window:
+        return f"the prompt has {prompt} tokens, and the model's window is {window}"
+    if prompt + longest > window:
+        return f"prompt and completion have {prompt} + {longest} tokens, and the model's window is {window}"
+    return None
+
+
+def with_demonstrations(prompts: Examples, demonstrations: Examples) -> Examples:
+    """Prompts whose groups the demonstrations of the same prompt join.
+
+    Raises GroError where no demonstration answers any of the prompts: the mixture would be none.
+    """
+    shown: dict[str, tuple[Ids, ...]] = {}
+    for start in range(0, len(demonstrations), CHUNK):
+        for example in demonstrations.take(range(start, min(start + CHUNK, len(demonstrations)))):
+            key = prompt_key(example.record["prompt"])
+            shown[key] = (*shown.get(key, ()), *example.completions)
+    if not any(prompt_key(prompts.rows[number]["prompt"]) in shown for number in prompts.kept):
+        raise GroError.plain(
+            f"no demonstration of {demonstrations.rows.name} has a prompt of {prompts.rows.name}",
+            help="a demonstration joins the group of its prompt: give both files the same prompts",
+        )
+    return replace(prompts, shown=shown)
+
+
+def positions(seed: int, count: int, start: int, size: int) -> list[int]:
+    """The rows to draw: `size` of 0 … count − 1 from place `start` of an endless order on.
+
+    The order is a new permutation for every epoch, a function of seed and epoch alone.
+    """
+    found: list[int] = []
+    epoch, place = divmod(start, count)
+    while len(found) < size:
+        generator = torch.Generator().manual_seed(key(seed, "order", epoch))
+        permutation: list[int] = torch.randperm(count, generator=generator).tolist()
+        found += permutation[place : place + size - len(found)]
+        epoch, place = epoch + 1, 0
+    return found
+
+
+def key(*parts: object) -> int:
+    """A 63-bit number from whatever names a random choice: the same in every process and on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def completion_text(encoder: Encoder, ids: Ids) -> str:
+    """The completion without its end token and other special tokens."""
+    return str(encoder.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM, held back until the step is done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from rich.console import Console
+
+from grolang.runtime.progress import say
+
+
+@dataclass
+class Interrupt:
+    """Whether someone asked the run to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def held_interrupts(console: Console) -> Iterator[Interrupt]:
+    """Ctrl-C (or a scheduler's SIGTERM) is remembered, so that the step is finished and saved; a second one ends."""
+    interrupt = Interrupt()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        interrupt.asked = True
+        say(console, "stopping after this step and saving; press Ctrl-C again to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield interrupt
+        return
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,240 @@
+"""The run: draw, optimize, write down; evaluate before and after; save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+
+from grolang import Batch, Evaluation, Method
+from grolang.language.diagnostics import GroError
+from grolang.runtime import checkpoints
+from grolang.runtime.examples import positions
+from grolang.runtime.interrupts import Interrupt, held_interrupts
+from grolang.runtime.metrics import Figures, MetricsFile, step_figures
+from grolang.runtime.output import as_json, describe, open_output, write_text
+from grolang.runtime.progress import View, comparison, say
+from grolang.runtime.replay import write_batch
+from grolang.runtime.rollout import offline_samples
+from grolang.runtime.settings import RunSettings
+from grolang.runtime.setup import Run, prepare
+from grolang.runtime.step import Sample, Step
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: its folder, the steps it has taken, the held-out figures, and whether it was interrupted."""
+
+    output: Path
+    steps: int
+    before: Figures
+    after: Figures
+    interrupted: bool = False
+
+
+def train(method: Method, settings: RunSettings, console: Console | None = None) -> Outcome:
+    """Run the method as the settings say. Everything that a user gave is checked before the first step."""
+    # Without an accelerator accelerate must be told so: else processes started together would not see each other.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=_autocast(settings))
+    if console is None or not accelerator.is_main_process:
+        console = Console(quiet=not accelerator.is_main_process, stderr=True)
+    set_seed(settings.seed)
+    run = prepare(method, settings, accelerator)
+    run.engine.say = partial(say, console)
+    output = open_output(method, settings, accelerator)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in run.model.parameters() if parameter.requires_grad],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+    )
+    run.engine.policy, prepared = accelerator.prepare(run.engine.policy, optimizer)
+    state = checkpoints.restore(output, run.model, optimizer) if settings.resume else None
+    if accelerator.is_main_process and state is None:
+        describe(output, method, settings)
+    with held_interrupts(console) as interrupt:
+        return _Loop(run, output, prepared, optimizer, console, interrupt).go(state)
+
+
+@dataclass
+class _Loop:
+    run: Run
+    output: Path
+    prepared: torch.optim.Optimizer  # as accelerate wraps it
+    optimizer: torch.optim.Optimizer
+    console: Console
+    interrupt: Interrupt
+    step: int = 0
+    saved: int = 0
+    tokens: int = 0
+    before: Figures = field(default_factory=dict)
+
+    @property
+    def main(self) -> bool:
+        return bool(self.run.engine.accelerator.is_main_process)
+
+    def go(self, state: checkpoints.State | None) -> Outcome:
+        run, settings = self.run, self.run.settings
+        start = 0 if state is None else state.step
+        if state is None:
+            self.before = run.held_out.measure(run.engine)
+        else:
+            self.before, self.tokens = dict(state.before), state.num_tokens
+            say(self.console, f"continuing after step {start}")
+        self.step = self.saved = start
+        metrics = MetricsFile(self.output / "metrics.jsonl", start) if self.main else None
+        try:
+            with View(self.console, settings.steps, start) as view:
+                self._steps(view, metrics)
+        except Exception:
+            self._rescue()
+            raise
+        finally:
+            if metrics is not None:
+                metrics.close()
+        self._checkpoint()
+        if self.step < settings.steps:
+            self._save_model()
+            say(self.console, f"stopped after {self.step} steps; --resume --output {self.output} continues after them")
+            return Outcome(self.output, self.step, self.before, {}, interrupted=True)
+        return self._finish()
+
+    def _steps(self, view: View, metrics: MetricsFile | None) -> None:
+        """Draw after draw, until all steps are taken or an interrupt asks to stop."""
+        settings = self.run.settings
+        while self.step < settings.steps and not self._stopping():
+            for figures in self._draw(self.step // settings.updates):
+                self.step += 1
+                if metrics is not None:
+                    metrics.write(figures)
+                view.step(figures)
+            if settings.save_every and self.step - self.saved >= settings.save_every:
+                self._checkpoint()
+
+    def _stopping(self) -> bool:
+        """Whether a stop was asked for; processes that hear of it at different moments agree on the step."""
+        accelerator = self.run.engine.accelerator
+        if accelerator.num_processes == 1:
+            return self.interrupt.asked
+        asked = torch.tensor(float(self.interrupt.asked), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum") > 0)
+
+    def _rescue(self) -> None:
+        """After an error: keep what was learned, where the model stands between two draws. Best effort.
+
+        Processes that have not failed do not come here, so that only a run of one can wait for nobody.
+        """
+        accelerator = self.run.engine.accelerator
+        if accelerator.num_processes > 1 or self.step % self.run.settings.updates:
+            return
+        with suppress(GroError):  # the disk may be what failed
+            self._checkpoint()
+            if self.step:
+                again = f"{self.step} steps are saved; --resume --output {self.output} continues after them"
+                say(self.console, again)
+
+    def _finish(self) -> Outcome:
+        after = self.run.held_out.measure(self.run.engine)
+        self._save_model()
+        if after:
+            self.console.print(comparison(f"{self.run.method.name} after {self.step} steps", self.before, after))
+        if self.main:
+            text = {"steps": self.step, "before": self.before, "after": after}
+            write_text(self.output / "evaluation.json", as_json(text))
+        say(self.console, f"the trained model is in {self.output / 'model'}")
+        return Outcome(self.output, self.step, self.before, after)
+
+    def _draw(self, number: int) -> Iterator[Figures]:
+        """The updates of draw `number`, with the figures of each."""
+        run, settings = self.run, self.run.settings
+        began = time.perf_counter()
+        places = positions(settings.seed, len(run.examples), number * settings.batch, settings.batch)
+        examples = run.examples.take(places)
+        if run.sampler is not None:
+            samples = run.sampler.group_samples(examples, number)
+        else:
+            samples = offline_samples(examples, run.examples.kind, run.scorers)
+        step = run.engine.prepare(samples)
+        for update in range(settings.updates):
+            taken = number * settings.updates + update
+            step, figures = self._update(step, samples, taken)
+            figures["epoch"] = (number + 1) * settings.batch / len(run.examples)
+            figures["seconds"] = time.perf_counter() - began
+            began = time.perf_counter()
+            yield figures
+
+    def _update(self, step: Step, samples: list[Sample], taken: int) -> tuple[Step, Figures]:
+        """One optimizer step on these sequences. Nothing that is not finite reaches the optimizer."""
+        run, settings = self.run, self.run.settings
+        accelerator = run.engine.accelerator
+        rate = learning_rate(settings, taken)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch, evaluation = self._backward(step)
+        norm = accelerator.clip_grad_norm_(run.engine.policy.parameters(), settings.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            raise GroError.plain(
+                f"the gradient of step {taken + 1} is not finite (norm {float(norm)}); the model was not changed by it",
+                help="lower --lr, or look for extreme scores in the rows of this step",
+            )
+        self.prepared.step()
+        self.prepared.zero_grad()
+        figures = step_figures(samples, batch, evaluation, drawn=run.sampler is not None)
+        self.tokens += int(figures["num_tokens"])
+        ordered = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": float(norm), "learning_rate": rate}
+        return step.remembering(batch), ordered | figures | {"num_tokens": self.tokens}
+
+    def _backward(self, step: Step) -> tuple[Batch, Evaluation]:
+        """The step's gradient; where the method finds a number that is not finite, its batch is kept for a look."""
+        try:
+            batch = self.run.engine.backward(step, entropy=self.run.sampler is not None)
+            return batch, self.run.method.evaluate(batch)
+        except GroError:
+            seen, path = self.run.engine.seen, self.output / "failed-batch.safetensors"
+            if seen is not None and self.main:
+                write_batch(path, seen)
+                say(self.console, f"the batch of this step is in {path}")
+            raise
+
+    def _checkpoint(self) -> None:
+        """Write down where the run stands; nothing where that is written already."""
+        if self.step == self.saved:
+            return
+        if self.main:
+            state = checkpoints.State(self.step, self.tokens, self.before)
+            checkpoints.save(self.output, self.run.model, self.optimizer, state, self.run.settings.keep)
+        self.saved = self.step
+        self.run.engine.accelerator.wait_for_everyone()
+
+    def _save_model(self) -> None:
+        """Model and tokenizer in transformers' own format, replaced as one."""
+
+        def write(folder: Path) -> None:
+            self.run.model.save_pretrained(folder, safe_serialization=True)
+            self.run.encoder.tokenizer.save_pretrained(str(folder))
+
+        if self.main:
+            checkpoints.replace_folder(self.output / "model", write)
+
+
+def learning_rate(settings: RunSettings, step: int) -> float:
+    """The rate of a step counted from 0: a linear rise over the warm-up, then the schedule. No state to save."""
+    warmup = settings.warmup
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    part = (step - warmup) / max(1, settings.steps - warmup)
+    shape = {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 + 0.5 * math.cos(math.pi * part)}
+    return settings.lr * shape[settings.schedule]
+
+
+def _autocast(settings: RunSettings) -> str:
+    automatic = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16" if settings.precision == "bf16" or (settings.precision == "auto" and automatic) else "no"

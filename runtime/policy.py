@@ -1,0 +1,181 @@
+"""The model as a source of log-probs: its decoder, its head, and the fused pass between them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from grolang.compiler.fused import Head, attach, forward, logps, single_pass, surrogate
+from grolang.language.diagnostics import GroError
+
+Weigh = Callable[[Tensor, Tensor | None], Tensor]
+"""Coefficients [N] of a micro-batch's tokens from their log-probs and entropies [N]."""
+
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling",)
+"""Names under which transformers' configurations keep a factor between the head and the logits."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences that pass through the model together, padded on the right.
+
+    ids [s, L]; attention [s, L]; target [s, L] bool marks the completion tokens, whose log-probs are wanted. The
+    N marked places are in row-major order: sequence by sequence.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[list[int], list[int]]], pad: int, device: torch.device) -> Tokens:
+        """From (prompt, completion) pairs."""
+        width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+        ids = torch.full((len(pairs), width), pad)
+        attention, target = torch.zeros((2, len(pairs), width), dtype=torch.long)
+        for row, (prompt, completion) in enumerate(pairs):
+            end = len(prompt) + len(completion)
+            ids[row, :end] = torch.tensor(prompt + completion)
+            attention[row, :end] = 1
+            target[row, len(prompt) : end] = 1
+        return cls(ids.to(device), attention.to(device), target.bool().to(device))
+
+
+class Policy(nn.Module):
+    """A causal model whose forward pass gives log-probs of completions, and a loss where coefficients are wanted.
+
+    It is a module of its own so that whatever wraps it (DDP, FSDP) sees every parameter used inside `forward`.
+    """
+
+    def __init__(self, model: PreTrainedModel, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def head(self, hidden: Tensor) -> Head:
+        """The output embedding as the fused passes want it, in the dtype of the hidden states."""
+        layer = cast(Any, self.model).get_output_embeddings()
+        config = self.model.config.get_text_config()
+        scale = 1.0
+        for name in MULTIPLIERS:
+            scale *= getattr(config, name, None) or 1.0
+        for name in DIVISORS:
+            scale /= getattr(config, name, None) or 1.0
+        bias = getattr(layer, "bias", None)
+        return Head(
+            layer.weight.to(hidden.dtype),
+            None if bias is None else bias.to(hidden.dtype),
+            scale=scale,
+            softcap=getattr(config, "final_logit_softcapping", None),
+            temperature=self.temperature,
+        )
+
+    def hidden(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """States [N, D] that predict the marked tokens, and those tokens [N]."""
+        decoder = cast(Any, self.model).get_decoder()
+        states: Tensor = decoder(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)[0]
+        return states[:, :-1][tokens.target[:, 1:]], tokens.ids[tokens.target]
+
+    def forward(
+        self, tokens: Tokens, weigh: Weigh | None = None, known: Tensor | None = None, *, entropy: bool = False
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """(loss or None, logp [N], entropy [N] or None).
+
+        With `known` coefficients [N] or a function that gives them, the loss is −Σ c·logp with gradient −Σ c·∇logp.
+        """
+        if weigh is None and known is None:
+            with torch.no_grad():
+                hidden, targets = self.hidden(tokens)
+                return None, *logps(hidden, self.head(hidden), targets, entropy=entropy)
+        hidden, targets = self.hidden(tokens)
+        head = self.head(hidden)
+        if known is not None:
+            found = single_pass(hidden, head, targets, lambda rows, *_: known[rows], entropy=entropy)
+            value = -(known.to(found.rows.logp.dtype) * found.rows.logp).sum()
+            loss = attach(value, (hidden, head.weight, head.bias), found.gradients)
+            return loss, found.rows.logp, found.rows.entropy
+        assert weigh is not None
+        rows = forward(hidden, head, targets, entropy=entropy)
+        loss = surrogate(hidden, head, targets, weigh(rows.logp, rows.entropy), known=rows)
+        return loss, rows.logp, rows.entropy
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name; it must have an end-of-sequence token."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _unreadable(path, "tokenizer", error) from error
+    if tokenizer.eos_token_id is None:
+        raise GroError.plain(
+            f"the tokenizer of {path} has no end-of-sequence token, and a completion must be able to end",
+            help="set `eos_token` in its tokenizer_config.json",
+        )
+    return tokenizer
+
+
+def load_model(
+    path: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal model from safetensors, without dropout. Weights in another format are refused: they can hold code."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise _unreadable(path, "model", error) from error
+    if model.config.is_encoder_decoder:
+        raise GroError.plain(f"{path} is an encoder-decoder; grolang trains decoder-only models")
+    # Evaluation mode throughout: with dropout a log-prob would depend on when it was computed.
+    model.to(device)  # type: ignore[arg-type]
+    nn.Module.eval(model)
+    return model
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The reference: the model as it is now."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def window(model: PreTrainedModel) -> int | None:
+    """Tokens that the model was made for, where its configuration says."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """The fused log-probs are those of the model's own logits, on one short text; else an error.
+
+    An architecture may do something to its logits that `Policy.head` does not know of.
+    """
+    size = min(8, model.config.get_text_config().vocab_size)
+    ids = torch.arange(size, device=model.device)[None]
+    tokens = Tokens(ids, torch.ones_like(ids), torch.arange(size, device=model.device)[None] > 0)
+    _, ours, _ = Policy(model)(tokens)
+    theirs = model(input_ids=ids, use_cache=False).logits[0, :-1].to(ours.dtype).log_softmax(-1)
+    theirs = theirs.gather(1, ids[0, 1:, None])[:, 0]
+    tolerance = 0.1 if ours.dtype != model.dtype else 1e-3
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        raise GroError.plain(
+            f"the log-probs of {model.config.model_type} from its hidden states differ from those of its logits "
+            f"by {float((ours - theirs).abs().max()):.3g}: this architecture alters its logits in a way unknown here",
+            help="report the architecture; Llama, Qwen, Mistral, Gemma, Cohere, Granite and GPT-2 are known",
+        )
+
+
+def _unreadable(path: str, what: str, error: Exception) -> GroError:
+    cause = " ".join(str(error).split())
+    return GroError.plain(
+        f"no {what} can be loaded from {path}: {cause[:400]}",
+        help="--model takes a folder of save_pretrained with safetensors weights, or a hub name",
+    )

@@ -1,0 +1,144 @@
+"""From settings to the parts of a run: rows, scores, models. Every check of what a user gave happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from grolang import Method
+from grolang.language.diagnostics import GroError
+from grolang.runtime import defaults
+from grolang.runtime.data import COLUMNS, Rows, check_columns, check_rows, open_rows
+from grolang.runtime.evaluation import HeldOut
+from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
+from grolang.runtime.policy import Policy, check_head, frozen_copy, load_model, load_tokenizer, window
+from grolang.runtime.rollout import Sampler
+from grolang.runtime.scores import Scorer, find_scorers
+from grolang.runtime.settings import RunSettings
+from grolang.runtime.step import Engine
+
+LONGEST = 256  # tokens of a sample where neither the settings nor the embedded defaults name a limit
+APART, APART_MOST = 20, 64  # held out of data that comes without such rows: one row in 20, and 64 at most
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run, ready to train. `sampler` is there where the method learns from drawn completions."""
+
+    settings: RunSettings
+    method: Method
+    model: PreTrainedModel
+    engine: Engine
+    encoder: Encoder
+    examples: Examples
+    scorers: tuple[Scorer, ...]
+    sampler: Sampler | None
+    held_out: HeldOut
+
+
+def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> Run:
+    """Everything is read and checked; nothing is trained or written."""
+    kind, drawn = method.data[0], method.data[0] == "prompts"
+    path = settings.model or str(defaults.model_path())
+    encoder = Encoder(load_tokenizer(path, trust_remote_code=settings.trust_remote_code))
+    files = [_checked(name, part) for name, part in zip(data_files(method.data, settings), method.data, strict=True)]
+    scorers = _scorers(method, settings, files[0], drawn=drawn)
+
+    model = _model(path, settings, accelerator)
+    longest = settings.max_completion or (LONGEST if settings.model else defaults.MAX_COMPLETION)
+    limits = Limits(window(model), settings.max_prompt, longest if drawn else settings.max_completion)
+    examples = load_examples(files[0], kind, encoder, limits)
+    if len(files) > 1:
+        examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, limits))
+
+    sampler = Sampler(accelerator, model, encoder, scorers, settings.seed, settings.temperature, longest)
+    examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
+    held_out = HeldOut(batch=settings.batch)
+    if held is not None:
+        own = _scorers(method, settings, held.rows, drawn=drawn)
+        if held.kind != "prompts":
+            held_out = replace(held_out, rows=held, scorers=own)
+        if drawn or "answer" in held.rows.columns:
+            using = own if drawn else _answers(held.rows)
+            prompts = replace(held, kind="prompts")
+            held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scorers=using))
+
+    needs, group = method.needs, settings.group or method.group
+    drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
+    engine = _engine(method, settings, accelerator, model, encoder)
+    return Run(settings, method, model, engine, encoder, examples, scorers, drawing, held_out)
+
+
+def data_files(kinds: Sequence[str], settings: RunSettings) -> list[str]:
+    """A file for each data kind: the embedded rows, one that holds all kinds, or one for each."""
+    if not settings.data:
+        return [str(defaults.data_path(kind, "train")) for kind in kinds]
+    if len(settings.data) not in (1, len(kinds)):
+        raise GroError.plain(
+            f"--data was given {len(settings.data)} times, and the method learns from {' + '.join(kinds)}",
+            help="give one file for each kind in this order, or one file with the columns of all",
+        )
+    return list(settings.data) * (len(kinds) if len(settings.data) == 1 else 1)
+
+
+def _checked(name: str, kind: str) -> Rows:
+    rows = open_rows(name)
+    check_columns(rows, kind)
+    check_rows(rows, kind)
+    return rows
+
+
+def _scorers(method: Method, settings: RunSettings, rows: Rows, *, drawn: bool) -> tuple[Scorer, ...]:
+    wanted = {name: score.builtin for name, score in method.scores.items()}
+    return tuple(find_scorers(wanted, settings.score, rows.columns, drawn=drawn))
+
+
+def _answers(rows: Rows) -> tuple[Scorer, ...]:
+    """What marks completions of rows with an answer, where the method itself has no scores for them."""
+    return tuple(find_scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True))
+
+
+def _hold_out(examples: Examples, settings: RunSettings, limits: Limits) -> tuple[Examples, Examples | None]:
+    """Rows to train on and held-out rows: from their own file, the embedded ones, or a part of the user's data."""
+    if settings.eval_rows == 0:
+        return examples, None
+    if settings.data and settings.eval_data is None:
+        rest, apart = examples.divide(min(len(examples) // APART, APART_MOST, settings.eval_rows), settings.seed)
+        return rest, apart if len(apart) else None
+    rows = open_rows(settings.eval_data or str(defaults.data_path("prompts", "test")))
+    answers = "answer" in rows.columns and not set(COLUMNS[examples.kind]) <= set(rows.columns)
+    kind = "prompts" if answers else examples.kind
+    check_columns(rows, kind)
+    check_rows(rows, kind)
+    held = load_examples(rows, kind, examples.encoder, limits if kind == "prompts" else examples.limits)
+    return examples, held.part(held.kept[: settings.eval_rows])
+
+
+def _model(path: str, settings: RunSettings, accelerator: Accelerator) -> PreTrainedModel:
+    dtype = torch.float64 if settings.precision == "fp64" else torch.float32
+    model = load_model(path, dtype=dtype, device=accelerator.device, trust_remote_code=settings.trust_remote_code)
+    check_head(model)
+    return model
+
+
+def _engine(
+    method: Method, settings: RunSettings, accelerator: Accelerator, model: PreTrainedModel, encoder: Encoder
+) -> Engine:
+    reference = None
+    if method.needs.reference:
+        own = frozen_copy(model) if settings.reference is None else _model(settings.reference, settings, accelerator)
+        reference = Policy(own.requires_grad_(False), settings.temperature)
+    return Engine(
+        method=method,
+        accelerator=accelerator,
+        policy=Policy(model, settings.temperature),
+        reference=reference,
+        pad=encoder.end,
+        micro_batch=settings.micro_batch,
+        window=window(model),
+        dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
+    )

@@ -1,0 +1,50 @@
+"""From flags and a TOML file to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import grolang
+from grolang.language.diagnostics import GroError
+from grolang.runtime.loop import Outcome, train
+from grolang.runtime.settings import RunSettings, Settings, read_config, read_settings
+
+
+def start(flags: Settings, config: str | Path | None = None, console: Console | None = None) -> Outcome:
+    """Train as the flags and the file say. What a flag says overrides the file, and the file the defaults.
+
+    A run that is resumed takes the settings that it began with; flags may still change them (more steps).
+    """
+    method, settings = resolve(flags, config)
+    return train(method, settings, console or Console())
+
+
+def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.Method, RunSettings]:
+    """The method with its parameters set, and every setting."""
+    if config is None and flags.get("resume"):
+        config = _of_run(flags.get("output"))
+    given: dict[str, Any] = read_config(None if config is None else str(config))
+    for name, value in flags.items():
+        table = given.get(name)
+        given[name] = {**table, **value} if isinstance(table, dict) and isinstance(value, dict) else value
+    if "method" not in given:
+        raise GroError.plain("no method was given", help="write `grolang run METHOD`, such as `grolang run dpo`")
+    parameters = given.get("set", {})
+    if not isinstance(parameters, dict):
+        raise GroError.plain(f"`set` is {parameters!r}", help="write a table: [set], then `beta = 0.2` below it")
+    method = grolang.load(given["method"], **parameters)
+    groups = (given.get("group") or method.group) > 1
+    return method, read_settings("prompts in groups" if groups else method.data[0], given)
+
+
+def _of_run(output: str | None) -> Path:
+    """The settings that the run of a folder began with."""
+    if output is None:
+        raise GroError.plain("--resume continues a run, and no run was named", help="add --output FOLDER")
+    saved = Path(output) / "settings.toml"
+    if not saved.is_file():
+        raise GroError.plain(f"{output} holds no run to resume", help="leave out --resume, or check --output")
+    return saved
