@@ -19,7 +19,7 @@ Settings = Mapping[str, Any]
 DEFAULTS: dict[str, dict[str, Any]] = {
     # kind: `lr` is for the embedded model, `own_lr` for a model of the user's, which is likely larger
     "preference": {"steps": 60, "batch": 24, "lr": 2e-4, "own_lr": 1e-6},
-    "unpaired": {"steps": 100, "batch": 64, "lr": 2e-4, "own_lr": 1e-6},
+    "unpaired": {"steps": 100, "batch": 64, "lr": 1.5e-4, "own_lr": 1e-6},
     "demonstrations": {"steps": 80, "batch": 32, "lr": 5e-4, "own_lr": 1e-5},
     "prompts": {"steps": 60, "batch": 64, "lr": 3e-4, "own_lr": 1e-6},
     "prompts in groups": {"steps": 50, "batch": 16, "lr": 1e-3, "own_lr": 1e-6},

@@ -204,7 +204,7 @@ class Engine:
         needs = self.method.needs
         first = needs.old and step.batch.logp_old is None
         entropy = entropy or needs.entropy
-        if not step.split.knows("batch" if first else needs.scope):
+        if not step.split.knows(needs.old_scope if first else needs.scope):
             return self._two_passes(step, entropy)
         return self._one_pass(self._with_crossed_now(step), entropy)
 

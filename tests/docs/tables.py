@@ -167,6 +167,21 @@ def defaults() -> str:
     return markdown(("data", "steps", "batch", "lr", "lr with `--model`"), rows)
 
 
+def errors() -> str:
+    """A section per code: what it says, why, a bad and a good example."""
+    parts = []
+    for name, row in CODES.items():
+        shown = row.bad.encode(row.encoding).decode("utf-8", "replace")
+        parts.append(
+            f"## {name}: {row.title}\n\n{row.what}\n{row.why}\n\nBad:\n\n{_quoted(shown)}\nGood:\n\n{_quoted(row.good)}"
+        )
+    return "\n".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"    {line}".rstrip() + "\n" for line in text.rstrip("\n").split("\n"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "observables": observables,
     "functions": functions,
@@ -175,6 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "axes": axes,
     "forms": forms,
     "codes": codes,
+    "errors": errors,
     "settings": settings,
     "defaults": defaults,
     "value-side": value_side,
