@@ -51,7 +51,7 @@ def accuracy(found: dict[str, float], way: str) -> float:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: the mean over seeds, in points, and the worst seed's change."""
     lines = [
-        "| method | seeds | sampled before → after | gain (worst seed) | greedy before → after | change (worst) | seconds |",
+        "| method | seeds | sampled | gain (worst seed) | greedy | change (worst seed) | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method in METHODS:

@@ -525,8 +525,8 @@ def _settable(
     sides = [declared] if other is None else [declared, declare(other, Findings())]
     known: dict[str, list[ParameterRow | None]] = {}
     for side in sides:
-        for name, row in side.of_kind("param"):
-            known.setdefault(name, []).append(_parameter(name, row, Findings()))
+        for name, declaration in side.of_kind("param"):
+            known.setdefault(name, []).append(_parameter(name, declaration, Findings()))
     for setting in map(_as_tree, settings.children):
         word, value = setting.children
         assert isinstance(word, Token)

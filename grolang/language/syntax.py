@@ -247,7 +247,8 @@ def _state(text: str) -> tuple[frozenset[str], str]:
             last = str(token)
     except UnexpectedInput:
         pass
-    return frozenset(name.lstrip("_") for name in steps.accepts()), last
+    accepted = steps.accepts()  # type: ignore[no-untyped-call]  # lark has no type for it
+    return frozenset(name.lstrip("_") for name in accepted), last
 
 
 def _shown(text: str) -> str:

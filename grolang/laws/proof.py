@@ -227,7 +227,7 @@ def proved_equal(program: Program, left: str = "left", right: str = "right") -> 
         if difference.count_ops() > 4000:
             return False
         numerator, denominator = sympy.fraction(difference)
-        return denominator != 0 and normal._paired(sympy.expand(_in_exponentials(numerator))) == 0
+        return bool(denominator != 0 and normal._paired(sympy.expand(_in_exponentials(numerator))) == 0)
     except (RecursionError, ZeroDivisionError, NotImplementedError, sympy.PolynomialError):
         return False
 

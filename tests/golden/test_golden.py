@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from grolang.language.codes import CODES
 from grolang.language.checker import check_file
+from grolang.language.codes import CODES
 from grolang.language.diagnostics import render
 
 BAD = Path(__file__).parent / "bad"

@@ -85,13 +85,8 @@ def test_a_very_long_name_does_not_push_its_block_to_the_right() -> None:
 
 def test_continued_lines_are_joined_where_they_fit_and_broken_at_the_loosest_place() -> None:
     assert same("x = a\n  + b\n\n  + c\n") == "x = a + b + c\n"
-    long = (
-        "x = mean(reward over group) * some_name_or_other + clip(aaaaaaaaaaaaaaa, bbbbbbbbbbbbbbb, cccccccccccccccccccccccccccccc) * d"
-    )
-    assert same(long) == (
-        "x = mean(reward over group) * some_name_or_other +\n"
-        "    clip(aaaaaaaaaaaaaaa, bbbbbbbbbbbbbbb, cccccccccccccccccccccccccccccc) * d\n"
-    )
+    first, second = "mean(reward over group) * some_name_or_other +", f"clip({'a' * 15}, {'b' * 15}, {'c' * 30}) * d"
+    assert same(f"x = {first} {second}") == f"x = {first}\n    {second}\n"
 
 
 def test_a_line_of_exactly_the_width_stays_and_one_more_breaks() -> None:
