@@ -159,7 +159,7 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
         if key[0] == "name":
             _check_name(statement, findings)
     method = own.pop(("method", ""), None)
-    if any(problem.code == "E104" for problem in problems):
+    if any(problem.code in ("E102", "E104") for problem in problems):
         found.incomplete = True
     elif "method" not in found.broken:
         _check_method(method, source, parsed, problems, findings)

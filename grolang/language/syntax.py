@@ -56,6 +56,7 @@ def parser() -> Lark:
     return Lark(grammar, parser="lalr", start="statement", propagate_positions=True, maybe_placeholders=True)
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORD = re.compile(r"\w+|[^\w\s]")
 _QUIET = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*')  # texts and comments
 _DECLARES = re.compile(r"(?:(?:param|score)\s+)?(\w+)")
@@ -77,6 +78,11 @@ def parse(source: Source) -> Parsed:
     whole = Span(file=source.name, start=0, end=0)
     if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         found.append(_limit(f"the file is larger than {MAX_BYTES // 1024} KiB", whole))
+        return out
+    if (control := _CONTROL.search(source.text)) is not None:
+        place = Span(file=source.name, start=control.start(), end=control.end())
+        message = f"a control character stands in the text: U+{ord(control[0]):04X}"
+        found.append(Diagnostic(code="E102", severity="error", message=message, span=place, help="delete it"))
         return out
     cuts = list(statements(source.text))
     if len(cuts) > MAX_STATEMENTS:
