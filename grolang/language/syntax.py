@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.source import Source, Span, statements
+from grolang.language.tables import load
 
 MAX_BYTES = 256 * 1024
 MAX_STATEMENTS = 2000
@@ -52,8 +52,8 @@ class Statement:
 
 @cache
 def parser() -> Lark:
-    grammar = files("grolang.grammar").joinpath("gro.lark").read_text(encoding="utf-8")
-    return Lark(grammar, parser="lalr", start="statement", propagate_positions=True, maybe_placeholders=True)
+    """The parser of one statement."""
+    return load()
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

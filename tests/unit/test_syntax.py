@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import time
 
+import lark
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.lark import from_lark
 
-from grolang.language import library
+from grolang.language import library, tables
 from grolang.language.checker import Checked, check
 from grolang.language.diagnostics import as_json, render
-from grolang.language.source import Source
+from grolang.language.source import Source, statements
 from grolang.language.syntax import MAX_BYTES, MAX_STATEMENTS, parser, wording
 
 START = "method m\ndata prompts\nscore r = exact_match\nreward = r\n"
@@ -40,8 +41,23 @@ def test_every_state_of_the_parser_has_a_wording_without_names_of_terminals() ->
         assert not any(word.isupper() and len(word) > 1 for word in outside.split()), words
 
 
+def test_the_written_tables_are_those_of_the_grammar_and_parse_alike() -> None:
+    from grolang.grammar import tables as found
+
+    assert tables.digest() == found.GRAMMAR, "run `python -m grolang.language.tables`"
+    for name, source in library.built_in().items():
+        for start, end in statements(source.text):
+            text = source.text[start:end]
+            assert tables.load().parse(text) == tables.build().parse(text), name
+
+
+def test_another_version_of_lark_builds_the_grammar_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lark, "__version__", "0")
+    assert tables.load().parse("anchor = 1") == parser().parse("anchor = 1")
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(from_lark(parser(), start="statement"))
+@given(from_lark(tables.build(), start="statement"))
 def test_any_statement_of_the_grammar_is_checked(statement: str) -> None:
     checked(START + " ".join(statement.split("\n")) + "\n")
 
