@@ -93,7 +93,7 @@ def _bodies(method: MethodIR) -> list[tuple[str, Expr]]:
 
 def _needs(source: Source) -> str:
     from grolang.compiler.lowering import lower
-    from grolang.compiler.needs import needs
+    from grolang.compiler.needs import needs, vanishing
 
     method = check(source).unwrap()
     found = needs(lower(method), tuple(method.scores))
@@ -114,8 +114,10 @@ def _needs(source: Source) -> str:
         ("sampler log-probs", _said(found.sampler)),
         ("entropy", _said(found.entropy)),
         ("coefficient known", f"{known[found.scope]} ({found.scope})"),
+        ("in the first update", f"{known[found.old_scope]} ({found.old_scope})"),
         ("mismatched scope", found.mismatched_scope),
     ]
+    rows += [(f"with {name} = 0", f"no {' and no '.join(words)}") for name, words in vanishing(method).items()]
     return table(rows)
 
 

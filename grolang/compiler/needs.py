@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from grolang.compiler.lowering import lower
 from grolang.compiler.program import CURRENT, MAIN, MISMATCHED, Program
+from grolang.language.checker import bound
+from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
 
 
@@ -59,6 +62,18 @@ def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
         old_scope=_extent(program, MAIN, (*CURRENT, "logp_old")),
         mismatched_scope=_extent(program, MISMATCHED, (*CURRENT, "logp_old")),
     )
+
+
+def vanishing(method: MethodIR) -> dict[str, list[str]]:
+    """Parameters that drop a need when they are 0: `beta = 0` drops a penalty and with it the reference model."""
+    whole = needs(lower(method), tuple(method.scores))
+    found = {}
+    for name, row in method.parameters.items():
+        if 0.0 in row.interval and row.value != 0:
+            without = needs(lower(bound(method, {name: 0.0})), tuple(method.scores))
+            if dropped := [word for word in whole.words if word not in without.words]:
+                found[name] = dropped
+    return found
 
 
 def _extent(program: Program, world: str, current: tuple[str, ...]) -> str:

@@ -171,7 +171,7 @@ def test_fmt_does_not_rewrite_what_is_built_in(capsys: pytest.CaptureFixture[str
         ("tree", "definition\n  NAME reward\n  name\n    NAME label"),
         ("ir", '"name": "dpo"'),
         ("facts", "omega(z)         sequence  number        (0, inf)     decreasing"),
-        ("needs", "reference model     yes"),
+        ("needs", "reference model      yes"),
         ("steps", "load(logp_ref) : token"),
     ],
 )
@@ -329,3 +329,11 @@ def test_a_closed_pipe_is_quiet() -> None:
     line = f"{sys.executable} -m grolang show dpo --stage steps | true"
     found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert found.stderr == ""
+
+
+def test_needs_say_which_parameter_drops_a_model() -> None:
+    from grolang.compiler.needs import vanishing
+    from grolang.language.checker import check_file
+
+    assert vanishing(check_file("grpo").unwrap()) == {"beta": ["reference model"]}
+    assert vanishing(check_file("dpo").unwrap()) == {}
