@@ -27,6 +27,7 @@ def equiv(
     from rich.console import Console
 
     from grolang.cli.files import named
+    from grolang.cli.run import assignments, number
     from grolang.compiler.method import load
     from grolang.laws.equivalence import asked, equivalence, matrix
     from grolang.laws.show import counterexample, square
@@ -41,7 +42,13 @@ def equiv(
     if len(loaded) != 2:
         raise typer.BadParameter(f"two methods are compared, not {len(loaded)}; use --all for more")
     left, right = loaded
-    pair = asked(left, right, settings=with_ or (), exchanges=when or (), proportional=proportional)
+    pair = asked(
+        left,
+        right,
+        settings=assignments(with_ or [], "--with", number),
+        exchanges=when or (),
+        proportional=proportional,
+    )
     verdict = equivalence(pair, examples=examples, seed=seed)
     words = {
         "proved": "[green]equal[/] (proved)",

@@ -81,7 +81,11 @@ def run(
 ) -> None:
     """Train a model with a method, and show it before and after."""
     flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("set_", "config")}
-    flags |= {"method": flags.pop("file"), "set": named(set_, "--set", number), "score": named(score, "--score", str)}
+    flags |= {
+        "method": flags.pop("file"),
+        "set": assignments(set_, "--set", number),
+        "score": assignments(score, "--score", str),
+    }
     from grolang.runtime import start  # torch is needed from here on, and `grolang --help` should not wait for it
 
     unsaid: tuple[object, ...] = (None, {}, [])
@@ -91,7 +95,7 @@ def run(
         raise typer.Exit(130)
 
 
-def named(items: list[str] | None, flag: str, read: Callable[[str], Any]) -> dict[str, Any]:
+def assignments(items: list[str] | None, flag: str, read: Callable[[str], Any]) -> dict[str, Any]:
     """NAME=VALUE flags as a mapping."""
     found = {}
     for item in items or ():

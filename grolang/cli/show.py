@@ -62,7 +62,11 @@ def _drawn(tree: Tree[Token]) -> str:
 
 
 def _ir(source: Source) -> str:
-    return check(source).unwrap().model_dump_json(indent=2)
+    try:
+        return check(source).unwrap().model_dump_json(indent=2)
+    except ValueError:  # pydantic writes 255 levels and no more
+        help = "name parts of its expressions in definitions of their own"
+        raise GroError.plain("the method nests too deep to be printed as JSON", help=help, code="E104") from None
 
 
 def _facts(source: Source) -> str:

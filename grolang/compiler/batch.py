@@ -51,6 +51,9 @@ class Batch:
     mismatched: Batch | None = None
 
     def __post_init__(self) -> None:
+        for name, tensor in [("mask", self.mask), *self.tensors()]:
+            if not isinstance(tensor, Tensor):
+                raise GroError.plain(f"`{name}` must be a tensor, not {type(tensor).__name__}", help="torch.tensor(…)")
         if self.mask.ndim != 2 or self.mask.dtype != torch.bool:
             found = f"{self.mask.dtype} {list(self.mask.shape)}"
             raise GroError.plain(f"`mask` must be a bool tensor [S, T], not {found}", help="pass `mask.bool()`")

@@ -53,6 +53,15 @@ def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> GroError
     return GroError([finding], sources)
 
 
+def _taken(run: Run, index: int, place: int) -> tuple[int, ...]:
+    """The arguments that a value came from: of a branch, the one that was taken there."""
+    step = run.program.steps[index]
+    if step.op != "choose":
+        return step.args
+    condition = run.values[step.args[0]].expand_as(run.values[index])
+    return (step.args[0], step.args[1] if bool(condition.reshape(-1)[place] != 0) else step.args[2])
+
+
 def _first_bad(value: Tensor) -> int:
     return int((~torch.isfinite(value.reshape(-1))).nonzero()[0, 0])
 
@@ -80,7 +89,7 @@ def _text(run: Run, index: int, sources: Mapping[str, Source]) -> str:
         return str(step.detail[0])
     if step.span is None or step.span.file not in sources or step.op in ("const", "count"):
         return step.op
-    return " ".join(sources[step.span.file].text[step.span.start : step.span.end].split())
+    return sources[step.span.file].quoted(step.span)
 
 
 def _value(run: Run, index: int, scope: Scope, place: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import math
 from importlib.resources import files
 
 from grolang.compiler.program import MISMATCHED, Program, Step
@@ -83,11 +84,12 @@ def coefficients(batch: dict, {parameters}) -> Tensor:
 def emit(method: MethodIR, program: Program) -> str:
     """The file's text."""
     order = program.reachable("coefficient")
-    names = _names(program, order)
+    names, arguments = _names(method, program, order), _arguments(method)
     body = [_line(program, index, names) for index in order if program.steps[index].op not in ("const", "param")]
     out = names[program.outputs["coefficient"]]
-    parameters = ", ".join(["*", *(f"{_safe(name)}: float = {row.value!r}" for name, row in method.parameters.items())])
-    passed = ", ".join(f"{_safe(name)}={_safe(name)}" for name in method.parameters)
+    rows = method.parameters.items()
+    parameters = ", ".join(["*", *(f"{arguments[name]}: float = {_number(row.value)}" for name, row in rows)])
+    passed = ", ".join(f"{name}={name}" for name in arguments.values())
     text = _HEADER.format(
         name=method.name,
         title=method.title.replace("\\", "\\\\").replace('"', '\\"'),
@@ -107,25 +109,79 @@ def emit(method: MethodIR, program: Program) -> str:
     return text + "".join(f"    {line}\n" for line in lines) + "\n\n" + _helpers(program, order)
 
 
-def _names(program: Program, order: list[int]) -> dict[int, str]:
-    names: dict[int, str] = {}
-    taken = {"batch", "mask", "dtype", "rows", "at", "other", "whole", "row", "slot", "torch", "F"}
+def _names(method: MethodIR, program: Program, order: list[int]) -> dict[int, str]:
+    """A Python name for each step; parameters first, since they are the signature's."""
+    taken, names, arguments = set(_TAKEN), dict[int, str](), _arguments(method)
+    taken |= set(arguments.values())
     for index in order:
         step = program.steps[index]
         if step.op == "const":
-            value = float(step.detail[0])
-            names[index] = {float("inf"): 'float("inf")'}.get(
-                value, f"{value:g}" if value == float(f"{value:g}") else repr(value)
-            )
-            continue
-        wanted = program.names.get(index) or (str(step.detail[0]) if step.op in ("param", "load") else f"v{index}")
-        wanted = f"mismatched_{wanted}" if step.world == MISMATCHED and step.op == "load" else wanted
-        wanted = _safe(wanted)
-        while wanted in taken:
-            wanted += "_"
-        taken.add(wanted)
-        names[index] = wanted
+            names[index] = _number(float(step.detail[0]))
+        elif step.op == "param":
+            names[index] = arguments[str(step.detail[0])]
+        else:
+            wanted = program.names.get(index) or (str(step.detail[0]) if step.op == "load" else f"v{index}")
+            names[index] = _free(f"mismatched_{wanted}" if step.world == MISMATCHED else wanted, taken)
     return names
+
+
+#: names that the file uses itself
+_TAKEN = frozenset(
+    [
+        "batch",
+        "mask",
+        "dtype",
+        "rows",
+        "at",
+        "other",
+        "whole",
+        "row",
+        "slot",
+        "c",
+        "torch",
+        "F",
+        "Tensor",
+        "IntEnum",
+        "Scope",
+        "Layout",
+        "cached_property",
+        "loss",
+        "coefficients",
+        "pair_rows",
+        "float",
+        "dict",
+        "annotations",
+        "_chain",
+        "_reduced",
+        "_mean",
+        "_neighbours",
+        "_unreduced",
+        "_discounted",
+    ]
+)
+
+
+def _arguments(method: MethodIR) -> dict[str, str]:
+    """The Python name of each parameter."""
+    taken = set(_TAKEN)
+    return {name: _free(name, taken) for name in method.parameters}
+
+
+def _free(wanted: str, taken: set[str]) -> str:
+    """A Python name that is not taken, and is from now on."""
+    name = _safe(wanted)
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _number(value: float) -> str:
+    """A number as Python reads it wherever it stands."""
+    if math.isinf(value):
+        return 'float("inf")' if value > 0 else 'float("-inf")'
+    text = f"{value:g}" if value == float(f"{value:g}") else repr(value)
+    return f"({text})" if value < 0 else text
 
 
 def _safe(name: str) -> str:
@@ -143,7 +199,7 @@ def _tensors(program: Program, order: list[int]) -> list[str]:
             found["group [S]"] = None
         if step.op in ("opposite", "chosen", "rejected"):
             found["label [S]"] = None
-        if step.op == "load" and step.detail[0] not in ("position", "last"):
+        if step.op == "load" and step.detail[0] not in ("position", "last token"):
             shape = "[S, T]" if step.detail[0] in _PER_TOKEN else "[S]"
             word = "mismatched: a dict with mask and " if step.world == MISMATCHED else ""
             found[f"{word}{step.detail[0]} {shape}"] = None
@@ -205,8 +261,8 @@ def _value(program: Program, step: Step, names: dict[int, str]) -> str:
 
 def _load(name: str, world: str) -> str:
     at, batch = ("other", 'batch["mismatched"]') if world == MISMATCHED else ("at", "batch")
-    if name in ("position", "last"):
-        return f"{at}.{name}.to(dtype)"
+    if name in ("position", "last token"):
+        return f"{at}.{name.split()[0]}.to(dtype)"
     if name in _PER_TOKEN:
         return f'{batch}["{name}"].detach()[rows][{at}.places].to(dtype)'
     return f'{batch}["{name}"][rows].to(dtype)'

@@ -184,7 +184,7 @@ class Run:
         batch = self.batch if world == MAIN else self._other()
         if name == "position":
             return layout.position.to(self.dtype)
-        if name == "last":
+        if name == "last token":
             return layout.last.to(self.dtype)
         if world == MAIN and name in self._current:
             return self._current[name]
@@ -202,6 +202,8 @@ class Run:
         values: Tensor = found.to(self.dtype)
         if name == "label" and not bool((values.abs() == 1).all()):
             raise GroError.plain("`label` must be +1 or -1 in every row", help="map true to 1 and false to -1")
+        if name == "demonstration" and not bool(((values == 0) | (values == 1)).all()):
+            raise GroError.plain("`demonstration` must be 1 or 0 in every row", help="1 marks a demonstration")
         return values
 
     def _count(self, child: Scope, step: Step) -> Tensor:

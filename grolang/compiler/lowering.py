@@ -114,9 +114,12 @@ class Lowering:
         owner, greedy = self.owner, self.owner._greedy
         owner._greedy = self._greedy
         try:
-            return owner.expression(expr, world)
+            made = owner.expression(expr, world)
         finally:
             owner._greedy = greedy
+        # A stand-in is a number: `logp` is live in penalties and losses only.
+        build = self.builder
+        return build.emit("stop", [made], scope=build[made].scope, world=world) if expr.live else made
 
     def _old_policy(self) -> int:
         """For a demonstration `logp_old` is `logp`, as a number: nobody drew it."""
@@ -143,17 +146,17 @@ class Lowering:
                 value = self.expression(expr.arguments[0], MISMATCHED)
                 return build.spread(value, Scope.SEQUENCE)
             case "greedy":
-                self._greedy = True
+                before, self._greedy = self._greedy, True
                 try:
                     return self.expression(expr.arguments[0], world)
                 finally:
-                    self._greedy = False
+                    self._greedy = before
         args = [self.expression(argument, world) for argument in expr.arguments]
         match expr.function:
             case "sg":
                 return build.emit("stop", args, scope=build[args[0]].scope, world=world)
             case "terminal":
-                last = build.load("last", Scope.TOKEN, world)
+                last = build.load("last token", Scope.TOKEN, world)
                 return build.apply("choose", last, args[0], build.number(0), world=world)
             case "to_go":
                 place = build.spread(args[0], Scope.TOKEN, world)

@@ -33,7 +33,7 @@ class Evaluation:
 
     coefficients: [S, T], the factor in front of each ∇ log π, 0 where the mask is off.
     loss: scalar, −Σ score coefficient · logp + penalty; its gradient in `batch.logp` is −coefficients.
-    reports: each `report`, its mean over the batch.
+    reports: each `report`, its mean over the batch; none where every row is padding.
     parts: reward, advantage, measure, z, omega, upsilon, credit; [S, T] each, 0 where the mask is off.
     implicit_reward: [S], alpha · label · measure, for data with labels and a measure of its own.
     """
@@ -95,7 +95,7 @@ class Method:
     def needs(self) -> Needs:
         return needs(self.program, tuple(self.ir.scores))
 
-    def replace(self, **params: float) -> Method:
+    def replace(self, /, **params: float) -> Method:
         """The same method with other parameter values; a wrong name or value is a GroError."""
         return Method(bound(self.ir, params), self.sources)
 
@@ -158,7 +158,7 @@ class Method:
         return attach(penalty - (score * now).sum(), (logp,), (-coefficients,))
 
 
-def load(name_or_path: str | os.PathLike[str], **params: float) -> Method:
+def load(name_or_path: str | os.PathLike[str], /, **params: float) -> Method:
     """A method from a `.gro` file or from the built-in ones, with parameters set.
 
     >>> load("dpo", beta=0.2).params
@@ -169,7 +169,7 @@ def load(name_or_path: str | os.PathLike[str], **params: float) -> Method:
     return from_source(library.find(name_or_path), **params)
 
 
-def from_source(source: Source, **params: float) -> Method:
+def from_source(source: Source, /, **params: float) -> Method:
     """The same from a text."""
     checked = check(source)
     return Method(bound(checked.unwrap(), params), dict(checked.sources))

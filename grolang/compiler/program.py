@@ -191,7 +191,7 @@ class Builder:
         world: str = MAIN,
     ) -> int:
         """Over the children of each parent."""
-        if self.value(index) == 0.0 and function != "quantile":
+        if self.value(index) == 0.0 and function in ("sum", "mean") and not others:
             return index
         place = self.spread(index, child, world)
         detail = (function, child.word, "others" if others else "")

@@ -13,7 +13,7 @@ from grolang.language.findings import Findings
 from grolang.language.functions import FUNCTIONS, OBSERVABLES
 from grolang.language.intervals import Interval
 from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
-from grolang.language.source import Source, Span
+from grolang.language.source import Span
 
 
 def analyse(method: MethodIR, declared: Declarations, findings: Findings) -> None:
@@ -54,8 +54,7 @@ class _Analysis:
             yield report.body
 
     def _text(self, span: Span) -> str:
-        source: Source = self.declared.sources[span.file]
-        return " ".join(source.text[span.start : span.end].split())
+        return self.declared.sources[span.file].quoted(span)
 
     # --- divisors, domains, overflow ------------------------------------------------------------------------------
 
@@ -122,7 +121,7 @@ class _Analysis:
             return
         signed, sized = self.facts.range(omega.body), self.fixed.range(omega.body)
         if signed.low < 0:
-            message = f"`{omega.spelled}` can be negative (its range is {sized}): it would turn good into bad"
+            message = f"`{omega.spelled}` can be negative (its range is {signed}): it would turn good into bad"
             help = "keep the sign in `alpha` or the reward, and a weight of 0 or more here"
             self.findings.add("W703", message, omega.body.span, help=help)
         elif sized.high == math.inf:

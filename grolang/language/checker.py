@@ -21,7 +21,6 @@ from grolang.language.functions import OBSERVABLES
 from grolang.language.intervals import Interval
 from grolang.language.ir import (
     Argument,
-    Definition,
     Expr,
     FunctionDefinition,
     Law,
@@ -175,7 +174,10 @@ def _group(declared: Declarations, data: tuple[str, ...], findings: Findings) ->
     if data and "prompts" not in data:
         have = " + ".join(data)
         message = f"`group` counts the completions drawn for a prompt; `data {have}` draws none"
-        findings.add("E401", message, statement.span, help="delete the `group` line, or use `data prompts`")
+        span = statement.span.model_copy(update={"end": statement.span_of(word).end})
+        if statement.source.name == declared.place.file:
+            findings.add("E401", message, span, help="delete the `group` line, or use `data prompts`")
+        return None  # a parent's group is of no use here
     return int(size)
 
 
@@ -363,7 +365,7 @@ def _after(scope: Scope, axis: str, elaborator: Elaborator) -> Scope | str:
         return "nothing is left to aggregate"
     if axis == "batch":
         return Scope.BATCH
-    if axis in ("group", "groups") and not elaborator._has("groups"):
+    if axis in ("group", "groups") and not elaborator.has("groups"):
         return f"`data {' + '.join(elaborator.data)}` has no groups"
     if axis == "tokens":
         return Scope.SEQUENCE if scope is Scope.TOKEN else "the tokens are aggregated already"
@@ -441,7 +443,7 @@ def _claim(
             return None
         steps: tuple[Step, ...] | None = None
         if isinstance(steps_tree, Tree):
-            steps = _steps(statement, steps_tree, elaborator, findings, Scope.TOKEN)
+            steps = _steps(statement, steps_tree, elaborator, findings, _starts_at(steps_tree, body.scope))
             if steps is None:
                 return None
         elif body.scope is Scope.TOKEN:
@@ -544,6 +546,13 @@ def _settable(
     return True
 
 
+def _starts_at(steps: Tree[Token], scope: Scope) -> Scope:
+    """The scope that an aggregation is checked from: the tokens, or that of a coarser loss which it starts with."""
+    first = str(_as_tree(steps.children[0]).children[1])
+    starts = {"sequences": Scope.SEQUENCE, "groups": Scope.GROUP}
+    return scope if starts.get(first) is scope else Scope.TOKEN
+
+
 def _exchangeable(word: Token, statement: Statement, elaborator: Elaborator, findings: Findings) -> bool:
     """`when X = …` replaces what the batch brings: an observable or a score."""
     known = {name for name, _ in elaborator.declared.of_kind("score")} | set(OBSERVABLES)
@@ -574,22 +583,28 @@ def bound(method: MethodIR, values: Mapping[str, float]) -> MethodIR:
             help = f"did you mean `{near}`?" if near else known
             raise GroError.plain(f"`{method.name}` has no parameter `{name}`", help=help, code="E208")
         row = rows[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise GroError.plain(
                 f"`{name}` must be a number, not {value!r}", help=f"its default is {row.value:g}", code="E501"
             )
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
         if value not in row.interval:
             message = f"`{name}` = {value:g} lies outside of its bounds {row.interval}"
             raise GroError.plain(message, help=f"its default is {row.value:g}", code="E501")
         rows[key] = row.model_copy(update={"value": float(value)})
     made = method.model_copy(update={"parameters": rows})
     facts = Facts(made, fixed=True)
-    facts.arguments = arguments(made, facts)
     upsilon = made.functions["upsilon"]
-    rises = facts.slope(upsilon.body, "upsilon") in ("+", "=")
-    if values and not rises and (pair := refuted(made, facts)) is not None:
+    with room_to_nest():
+        facts.arguments = arguments(made, facts)
+        rises = facts.slope(upsilon.body, "upsilon") in ("+", "=")
+        pair = None if rises or not values else refuted(made, facts)
+    if pair is not None:
         raise GroError.plain(falling(upsilon, pair), help="choose parameters that keep it increasing", code="E503")
     return made
 
 
-__all__ = ["Checked", "Definition", "bound", "check", "check_file"]
+__all__ = ["Checked", "bound", "check", "check_file"]

@@ -259,9 +259,10 @@ def _extend(
         findings.add("E601", f"there is no method `{name}` to extend", span, help=help)
         found.incomplete = True
         return
-    if parent.name == source.name or any(parent.name == earlier.name for earlier in chain):
-        way = [*(s.name for s in (*chain, source)), parent.name]
-        way = way[way.index(parent.name) :]
+    known = [earlier.resolved for earlier in (*chain, source)]
+    if parent.resolved in known:
+        way = [*(earlier.name for earlier in (*chain, source)), parent.name]
+        way = way[known.index(parent.resolved) :]
         findings.add("E603", f"a method extends itself: {' → '.join(way)}", span, help="extend another method")
         found.incomplete = True
         return

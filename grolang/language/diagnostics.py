@@ -43,6 +43,9 @@ class GroError(Exception):
         self.sources = dict(sources or {})
         super().__init__(render(self.diagnostics, self.sources))
 
+    def __reduce__(self) -> tuple[type[GroError], tuple[object, ...]]:
+        return GroError, (self.diagnostics, self.sources)  # workers hand errors on
+
     @classmethod
     def plain(cls, message: str, *, help: str = "", code: str = "E900") -> GroError:
         """An error without a place in a `.gro` file: data, settings, a missing tensor."""

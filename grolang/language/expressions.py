@@ -197,7 +197,7 @@ class Elaborator:
             return Number(scope=Scope.CONST, span=span, value=math.inf)
         if name in OBSERVABLES:
             row = OBSERVABLES[name]
-            if row.data and not self._has(row.data):
+            if row.data and not self.has(row.data):
                 self._wrong_data(f"`{spelled}` needs {DATA_OF[row.data][0]}", span)
                 return None
             return Observed(scope=row.scope, live=row.live, span=span, name=name)
@@ -235,7 +235,8 @@ class Elaborator:
         help = f"did you mean `{near}`?" if near else f"define it: `{spelled} = …`, or `param {spelled} = …`"
         self.findings.add("E201", f"there is no `{spelled}`", span, label="not known", help=help)
 
-    def _has(self, data: str) -> bool:
+    def has(self, data: str) -> bool:
+        """Whether the method's data holds pairs, labels, groups, …"""
         return not self.data or bool(DATA_OF[data][1] & set(self.data))
 
     def _wrong_data(self, message: str, span: Span, help: str = "") -> None:
@@ -386,7 +387,7 @@ class Elaborator:
         if any(value is None for value in values):
             return None
         value, *rest = [value for value in values if value is not None]
-        if axis in ("group", "others") and not self._has("groups"):
+        if axis in ("group", "others") and not self.has("groups"):
             self._wrong_data(
                 f"`over {axis}` needs groups", self._span(axis_word), "use `over batch`, or data with groups"
             )
@@ -451,7 +452,7 @@ class Elaborator:
 
     def _form(self, tree: Tree[Token], word: Token, row: Form, trees: list[Tree[Token]]) -> Expr | None:
         values = [self._expression(argument) for argument in trees]
-        if row.data and not self._has(row.data):
+        if row.data and not self.has(row.data):
             self._wrong_data(f"`{word}` needs {DATA_OF[row.data][0]}", self._span(word))
             return None
         if any(value is None for value in values):
@@ -514,6 +515,8 @@ class Elaborator:
             node = stack.pop()
             if isinstance(node, Observed):
                 found[node.name] = None
+            elif isinstance(node, Argument):
+                found[self._binding.name if self._binding else node.name] = None
             elif isinstance(node, Named) and node.name not in visited:
                 visited.add(node.name)
                 definition = self.definitions.get(node.name)

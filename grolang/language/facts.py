@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 
 from grolang.language import intervals
 from grolang.language.functions import FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS, Slope
@@ -22,7 +21,6 @@ Known = Mapping[object, Interval]
 _LOGP = Interval(-85, 0)
 
 
-@cache
 def key(expr: Expr) -> object:
     """Equal for expressions that say the same, wherever they stand."""
     match expr:
@@ -40,8 +38,8 @@ def key(expr: Expr) -> object:
 class Facts:
     """Ranges and slopes of a method's expressions.
 
-    With `fixed`, parameters stand at their values, else anywhere in their bounds; with `typical`, log-probs lie
-    where a float32 can tell them apart.
+    With `fixed`, parameters stand at their values, else anywhere in their bounds if they have any; with `typical`,
+    log-probs lie where a float32 can tell them apart.
     """
 
     def __init__(self, method: MethodIR, *, fixed: bool = False, typical: bool = False) -> None:
@@ -67,7 +65,7 @@ class Facts:
                 return intervals.exactly(expr.value)
             case Parameter():
                 row = self.method.parameters[expr.name]
-                unbounded = row.interval == ANY
+                unbounded = math.isinf(row.interval.low) and math.isinf(row.interval.high)
                 return intervals.exactly(row.value) if self.fixed or unbounded else row.interval
             case Observed():
                 row_range = OBSERVABLES[expr.name].range if expr.name in OBSERVABLES else ANY

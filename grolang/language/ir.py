@@ -34,7 +34,7 @@ class Parameter(Node):
 
 
 class Observed(Node):
-    """A tensor of the batch: an observable, a score, or a count (their names start with `#`)."""
+    """A tensor of the batch: an observable or a score."""
 
     kind: Literal["observed"] = "observed"
     name: str

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
+
+_COMMENT = re.compile(r"(?<!\")#[^\n]*")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,15 @@ class Source:
         """Line and column of an offset, both counted from 1."""
         line = bisect_right(self.line_starts, offset)
         return line, offset - self.line_starts[line - 1] + 1
+
+    @property
+    def resolved(self) -> str:
+        """One name for every spelling of a file's path."""
+        return self.name if self.built_in else os.path.realpath(self.name)
+
+    def quoted(self, span: Span) -> str:
+        """The text of a span on one line, without its comments."""
+        return " ".join(_COMMENT.sub("", self.text[span.start : span.end]).split())
 
     def line(self, number: int) -> str:
         """The text of a line (counted from 1), without its end."""
@@ -52,8 +65,8 @@ def statements(text: str) -> Iterator[tuple[int, int]]:
     """The offsets [start, end) of each statement.
 
     A statement starts in column 0; lines that start with blanks, blank lines and comment lines between them
-    continue it. Comments and blanks after its last word are not part of it. Text that is indented before any
-    statement is handed on as a statement of its own, so that the parser can say what is wrong with it.
+    continue it. Comments and blanks on lines of their own after its last word are not part of it. Text that is
+    indented before any statement is handed on as a statement of its own, so that the parser can say what is wrong.
     """
     start: int | None = None
     end = offset = 0

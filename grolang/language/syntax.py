@@ -46,8 +46,7 @@ class Statement:
 
     def text_of(self, part: Tree[Token] | Token) -> str:
         """The author's own spelling of a part, on one line."""
-        span = self.span_of(part)
-        return " ".join(self.source.text[span.start : span.end].split())
+        return self.source.quoted(self.span_of(part))
 
 
 @cache

@@ -19,6 +19,7 @@ from grolang.compiler.method import Method
 from grolang.compiler.program import Builder, Program
 from grolang.language import library
 from grolang.language.checker import bound, check
+from grolang.language.declarations import room_to_nest
 from grolang.language.diagnostics import GroError
 from grolang.language.ir import Expr, Law, MethodIR, Step
 from grolang.language.scopes import Scope
@@ -172,7 +173,8 @@ def paired(left: _Side, right: _Side, owner: MethodIR, *, proportional: bool = F
     outputs: dict[str, int] = {}
     for word, side in (("left", left), ("right", right)):
         low = Lowering(side.method, build, side.exchanges, reader)
-        parts = estimator(low)
+        with room_to_nest():
+            parts = estimator(low)
         outputs |= {f"{word} {part}": index for part, index in parts.items()}
         outputs[word] = parts["coefficient"]
     return Pair(Program(tuple(build.steps), outputs), (left.method, right.method), proportional, name)
@@ -181,9 +183,10 @@ def paired(left: _Side, right: _Side, owner: MethodIR, *, proportional: bool = F
 def _loss_pair(law: Law, method: MethodIR) -> Pair:
     build = Builder()
     low = Lowering(method, build)
-    left = estimator(low)["coefficient"]
     assert law.body is not None
-    _, right = low.total(law.body, law.aggregate if law.aggregate is not None else _average(law.body))
+    with room_to_nest():
+        left = estimator(low)["coefficient"]
+        _, right = low.total(law.body, law.aggregate if law.aggregate is not None else _average(law.body))
     outputs = {"left": left, "right": build.spread(right, Scope.TOKEN)}
     return Pair(Program(tuple(build.steps), outputs), (method,), name=law.name)
 
@@ -213,13 +216,13 @@ def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
     @hypothesis.given(batches(*pair.methods, smallest_group=smallest), st.integers(0, 9))
     def trial(batch: Batch, draw: int) -> None:
         nonlocal tried, first
-        tried += 1
         data = _bytes(batch, draw)
         if time.monotonic() - first > SHRINKING and data not in failing:
             return  # enough: the smallest that was found by now is told
         left, right, part = pair.tensors(batch, draw)
         whole = torch.isfinite(left) & torch.isfinite(right)
         hypothesis.assume(bool(whole.all()))
+        tried += 1
         if not pair.agree(left, right):
             found.append(Counterexample(batch, left, right, part, pair.reads))
             failing.add(data)

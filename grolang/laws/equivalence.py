@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from grolang.compiler.method import Method, from_source
-from grolang.language.ir import Law
+from grolang.language.ir import Expr, Law
 from grolang.language.source import Source
 from grolang.laws.claims import Pair, Verdict, claimed, search
 from grolang.laws.proof import proved_equal
-
-_LAW = "asked"
 
 
 def asked(
     left: Method,
     right: Method,
     *,
-    settings: Sequence[str] = (),
+    settings: Mapping[str, float] | None = None,
     exchanges: Sequence[str] = (),
     proportional: bool = False,
 ) -> Pair:
-    """The pair for a question: `settings` as `p = v` for both sides, `exchanges` as `X = EXPR` in `left`'s words.
+    """The pair for a question: parameters for the sides that have them, `X = EXPR` in `left`'s words.
 
-    Raises GroError where one of them does not check.
+    Raises GroError where an exchange does not check, or no side has a parameter.
     """
-    claim = f"{'proportional to' if proportional else 'equals'} {left.name}"
-    claim += f" with {', '.join(settings)}" if settings else ""
-    claim += f" when {', '.join(exchanges)}" if exchanges else ""
-    return claimed(_law(left, claim), left, right.ir)
+    claim: Literal["equals", "proportional"] = "proportional" if proportional else "equals"
+    law = Law(
+        name="asked",
+        claim=claim,
+        method=right.name,
+        settings=dict(settings or {}),
+        span=left.ir.definitions["advantage"].span,
+    )
+    if exchanges:
+        law = law.model_copy(update={"exchanges": _read(left, exchanges)})
+    return claimed(law, left, right.ir)
 
 
-def _law(method: Method, claim: str) -> Law:
-    """A claim in the language, read as a law of the method."""
-    source = method.sources[method.path]
-    return from_source(Source(source.name, f"{source.text}\nlaw {_LAW}: {claim}\n", source.built_in)).ir.laws[_LAW]
+def _read(method: Method, exchanges: Sequence[str]) -> dict[str, Expr]:
+    """`X = EXPR` as a law of the method reads it."""
+    source, name = method.sources[method.path], "asked"
+    while name in method.ir.laws:
+        name += "_"
+    line = f"law {name}: invariant when {', '.join(exchanges)}"
+    return from_source(Source(source.name, f"{source.text}\n{line}\n", source.built_in)).ir.laws[name].exchanges
 
 
 def equivalence(pair: Pair, *, examples: int = 200, seed: int = 0) -> Verdict:

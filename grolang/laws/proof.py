@@ -16,6 +16,8 @@ equal normal forms, or a difference that cancels as a rational function of atoms
 
 from __future__ import annotations
 
+import math
+
 import sympy
 from sympy import Expr, Function, Symbol
 
@@ -50,10 +52,10 @@ class Normal:
         opposite = opposite and self.program.steps[index].scope >= Scope.SEQUENCE  # a pair's value is its own opposite
         key = (index, opposite)
         if key not in self._done:
-            self._done[key] = self._paired(self._form(index, opposite))
+            self._done[key] = self.paired(self._form(index, opposite))
         return self._done[key]
 
-    def _paired(self, expr: Expr) -> Expr:
+    def paired(self, expr: Expr) -> Expr:
         """label² = 1."""
         label = self._atom("label", Scope.SEQUENCE)
         if label not in expr.free_symbols:
@@ -77,6 +79,8 @@ class Normal:
         match step.op:
             case "const":
                 value = float(step.detail[0])
+                if math.isinf(value):
+                    raise NotImplementedError("infinity has no normal form")
                 return sympy.Integer(int(value)) if value == int(value) else sympy.Rational(str(value))
             case "param":
                 return Symbol(f"{step.detail[0]}={step.detail[1]!r}", real=True)
@@ -117,7 +121,7 @@ class Normal:
         """`a if label > 0 else b` is linear in the label, `terminal` in the last token's mark; the rest is opaque."""
         step = self.program.steps[index]
         condition = self.program.steps[step.args[0]]
-        if condition.op == "load" and condition.detail == ("last",):
+        if condition.op == "load" and condition.detail == ("last token",):
             mark = self._load(step.args[0], opposite)
             then, otherwise = (self(argument, opposite=opposite) for argument in step.args[1:])
             return otherwise + mark * (then - otherwise)
@@ -200,7 +204,7 @@ class Normal:
         away = opposite and parent >= Scope.SEQUENCE
         if inside == 1:
             return self._count(child, parent, world, away)
-        if parent is Scope.SEQUENCE and inside.is_Symbol and inside.name.split()[-1] == "last":
+        if parent is Scope.SEQUENCE and inside.is_Symbol and inside.name.endswith("last token"):
             return sympy.Integer(1)  # one token of each completion is its last
         return self._named(Function(f"sum {child.word} {world}", real=True)(inside), parent)
 
@@ -213,7 +217,7 @@ class Normal:
         """One form for equal rational functions of atoms and exponentials."""
         if expr.count_ops() > self.largest:
             return expr
-        return self._paired(sympy.cancel(sympy.powsimp(sympy.expand(expr, power_exp=True), deep=False)))
+        return self.paired(sympy.cancel(sympy.powsimp(sympy.expand(expr, power_exp=True), deep=False)))
 
 
 def proved_equal(program: Program, left: str = "left", right: str = "right") -> bool:
@@ -227,7 +231,7 @@ def proved_equal(program: Program, left: str = "left", right: str = "right") -> 
         if difference.count_ops() > 4000:
             return False
         numerator, denominator = sympy.fraction(difference)
-        return bool(denominator != 0 and normal._paired(sympy.expand(_in_exponentials(numerator))) == 0)
+        return bool(denominator != 0 and normal.paired(sympy.expand(_in_exponentials(numerator))) == 0)
     except (RecursionError, ZeroDivisionError, NotImplementedError, sympy.PolynomialError):
         return False
 
