@@ -80,13 +80,13 @@ def save(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer,
         (folder / "state.json").write_text(json.dumps(text), encoding="utf-8")
 
     replace_folder(output / FOLDER / NAME.format(state.step), write)
-    for old in _found(output)[:-keep]:
+    for old in kept(output)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> State | None:
     """Put the last checkpoint back into model, optimizer and random generators; None where there is none."""
-    found = _found(output)
+    found = kept(output)
     if not found:
         return None
     folder = found[-1]
@@ -105,7 +105,8 @@ def restore(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimiz
     return State(**text["state"])
 
 
-def _found(output: Path) -> list[Path]:
+def kept(output: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
     return sorted((output / FOLDER).glob("step-*"))
 
 

@@ -66,12 +66,13 @@ def open_rows(name: str) -> Rows:
     Raises GroError where there is nothing to read, the extension is unknown, a line is broken or no row is there.
     """
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a broken file is told below, once
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of every local file that is read
     path = Path(name)
     if not path.exists() and path.suffix not in READERS and not path.is_absolute():
         return Rows(name, _from_hub(name))
     if not path.exists():
-        raise GroError.plain(f"there is no file {name}", help="check the path that --data gives")
+        raise GroError.plain(f"there is no file {name}", help="check the path that --data or --eval-data gives")
     if path.is_file() and path.suffix not in READERS:
         known = ", ".join(READERS)
         raise GroError.plain(f"{name}: unknown kind of file `{path.suffix}`", help=f"use one of {known}")
@@ -95,7 +96,7 @@ def _from_hub(name: str) -> datasets.Dataset:
         return datasets.load_dataset(name, split="train")
     except Exception as error:
         message = f"there is no file {name}, and as a hub data set it cannot be loaded: {_cause(error)}"
-        raise GroError.plain(message, help="check the path that --data gives") from error
+        raise GroError.plain(message, help="check the path that --data or --eval-data gives") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -24,10 +24,6 @@ class HeldOut:
     scorers: tuple[Scorer, ...] = ()
     batch: int = 32
 
-    @property
-    def empty(self) -> bool:
-        return self.prompts is None and self.rows is None
-
     def measure(self, engine: Engine) -> Figures:
         """The figures of the model as it is now. The same completions are drawn each time but for what it learned."""
         found: Figures = {}
@@ -58,27 +54,36 @@ def _loss(engine: Engine, rows: Examples, scorers: Sequence[Scorer], size: int) 
 
     Its value is that of a surrogate, −Σ c·logp, whose gradient means something and whose height does not.
     """
-    total: Figures = {}
+    totals: dict[str, tuple[float, float]] = {}
     for start in range(0, len(rows), size):
         some = rows.take(range(start, min(start + size, len(rows))))
-        for name, value in _batch_loss(engine, some, rows.kind, scorers).items():
-            total[name] = total.get(name, 0.0) + value * len(some) / len(rows)
-    return total
+        for name, (value, weight) in _batch_sums(engine, some, rows.kind, scorers).items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = before[0] + value, before[1] + weight
+    found = {name: value / weight for name, (value, weight) in totals.items()}
+    if {"chosen", "rejected"} <= set(found):
+        found["margin"] = found.pop("chosen") - found.pop("rejected")
+    return {name: value for name, value in found.items() if name not in ("chosen", "rejected")}
 
 
 @torch.no_grad()
-def _batch_loss(engine: Engine, examples: Sequence[Example], kind: str, scorers: Sequence[Scorer]) -> Figures:
+def _batch_sums(
+    engine: Engine, examples: Sequence[Example], kind: str, scorers: Sequence[Scorer]
+) -> dict[str, tuple[float, float]]:
+    """Sums and counts: of nats over tokens, of implicit rewards and of won pairs over rows."""
     step = engine.prepare(offline_samples(examples, kind, scorers))
     batch = engine.current(step)
     reward = engine.method.evaluate(batch).implicit_reward
     assert batch.logp is not None and batch.label is not None
-    found: Figures = {}
+    found: dict[str, tuple[float, float]] = {}
     for side, rows in (("completions", batch.label == 0), ("good", batch.label > 0), ("bad", batch.label < 0)):
         tokens = batch.mask & rows[:, None]
         if tokens.any():
-            found[f"nats per token, {side}"] = -float(batch.logp[tokens].mean())
+            found[f"nats per token, {side}"] = -float(batch.logp[tokens].sum()), float(tokens.sum())
     if reward is not None:
         figures = preference_figures(reward, batch)
-        found["preference accuracy"] = figures["rewards/accuracies"]
-        found |= {"margin": figures["rewards/margins"]} if "rewards/margins" in figures else {}
+        found["preference accuracy"] = figures["rewards/accuracies"] * len(examples), float(len(examples))
+        for side, rows in (("chosen", batch.label > 0), ("rejected", batch.label < 0)):
+            if rows.any():
+                found[side] = float(reward[rows].sum()), float(rows.sum())
     return found

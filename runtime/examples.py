@@ -121,9 +121,13 @@ class Examples:
         return replace(self, kept=tuple(kept))
 
     def divide(self, count: int, seed: int) -> tuple[Examples, Examples]:
-        """All but `count` rows, and these: chosen by the seed, both in the order of the file."""
+        """The rows apart from `count` ones, and these: chosen by the seed, both in the order of the file.
+
+        A prompt that is held out is in none of the rest.
+        """
         apart = {self.kept[position] for position in positions(seed, len(self), 0, count)}
-        rest = [number for number in self.kept if number not in apart]
+        shown = {repr(self.rows[number]["prompt"]) for number in apart}
+        rest = [number for number in self.kept if repr(self.rows[number]["prompt"]) not in shown]
         return self.part(rest), self.part([number for number in self.kept if number in apart])
 
     def _encode(self, numbers: Sequence[int]) -> list[Example]:
@@ -230,8 +234,3 @@ def key(*parts: object) -> int:
     """A 63-bit number from whatever names a random choice: the same in every process and on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def completion_text(encoder: Encoder, ids: Ids) -> str:
-    """The completion without its end token and other special tokens."""
-    return str(encoder.tokenizer.decode(ids, skip_special_tokens=True))

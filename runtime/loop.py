@@ -43,8 +43,9 @@ class Outcome:
 
 def train(method: Method, settings: RunSettings, console: Console | None = None) -> Outcome:
     """Run the method as the settings say. Everything that a user gave is checked before the first step."""
-    # Without an accelerator accelerate must be told so: else processes started together would not see each other.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=_autocast(settings))
+    # Without CUDA accelerate must be told so: else processes started together would not see each other. Apple's GPUs
+    # have no float64, which sampling and metrics use.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_autocast(settings))
     if console is None or not accelerator.is_main_process:
         console = Console(quiet=not accelerator.is_main_process, stderr=True)
     set_seed(settings.seed)
@@ -58,7 +59,7 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     )
     run.engine.policy, prepared = accelerator.prepare(run.engine.policy, optimizer)
     state = checkpoints.restore(output, run.model, optimizer) if settings.resume else None
-    if accelerator.is_main_process and state is None:
+    if accelerator.is_main_process:
         describe(output, method, settings)
     with held_interrupts(console) as interrupt:
         return _Loop(run, output, prepared, optimizer, console, interrupt).go(state)
@@ -206,7 +207,7 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         """Write down where the run stands; nothing where that is written already."""
-        if self.step == self.saved:
+        if self.step == self.saved and (self.step or checkpoints.kept(self.output)):
             return
         if self.main:
             state = checkpoints.State(self.step, self.tokens, self.before)

@@ -37,10 +37,10 @@ def step_figures(samples: Sequence[Sample], batch: Batch, evaluation: Evaluation
         found[f"rewards/{name}/mean"] = float(values[rows].mean())
         found[f"rewards/{name}/std"] = float(values[rows].std(correction=0))
     if drawn and batch.logp_ref is not None:  # an estimate only where the policy itself drew the tokens
-        ratio = (batch.logp_ref - logp)[mask]
+        ratio = (batch.logp_ref - logp)[own]
         found["kl"] = float((torch.exp(ratio) - ratio - 1).mean())
     if batch.entropy is not None:
-        found["entropy"] = float(batch.entropy[mask].mean())
+        found["entropy"] = float(batch.entropy[own if own.any() else mask].mean())
     tokens = {"omega": evaluation.parts["omega"], "upsilon": evaluation.parts["upsilon"]}
     tokens["coefficient"] = evaluation.coefficients
     for name, part in tokens.items():

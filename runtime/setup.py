@@ -51,9 +51,10 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
     model = _model(path, settings, accelerator)
     longest = settings.max_completion or (LONGEST if settings.model else defaults.MAX_COMPLETION)
     limits = Limits(window(model), settings.max_prompt, longest if drawn else settings.max_completion)
+    uncut = replace(limits, completion=settings.max_completion)  # rows of the data are cut only where that is said
     examples = load_examples(files[0], kind, encoder, limits)
     if len(files) > 1:
-        examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, limits))
+        examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, uncut))
 
     sampler = Sampler(accelerator, model, encoder, scorers, settings.seed, settings.temperature, longest)
     examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
@@ -64,7 +65,8 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
             held_out = replace(held_out, rows=held, scorers=own)
         if drawn or "answer" in held.rows.columns:
             using = own if drawn else _answers(held.rows)
-            prompts = replace(held, kind="prompts")
+            spaced = load_examples(held.rows, "prompts", encoder, replace(limits, completion=longest))
+            prompts = spaced.part([number for number in spaced.kept if number in set(held.kept)])
             held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scorers=using))
 
     needs, group = method.needs, settings.group or method.group

@@ -32,11 +32,17 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
         given[name] = {**table, **value} if isinstance(table, dict) and isinstance(value, dict) else value
     if "method" not in given:
         raise GroError.plain("no method was given", help="write `grolang run METHOD`, such as `grolang run dpo`")
+    if not isinstance(given["method"], str):
+        raise GroError.plain(f"`method` is {given['method']!r}", help='write a name or a path: method = "dpo"')
     parameters = given.get("set", {})
     if not isinstance(parameters, dict):
         raise GroError.plain(f"`set` is {parameters!r}", help="write a table: [set], then `beta = 0.2` below it")
     method = grolang.load(given["method"], **parameters)
-    groups = (given.get("group") or method.group) > 1
+    group = given.get("group", method.group)
+    if "group" in given and method.data[0] != "prompts":
+        help = "leave it out: the rows are the completions"
+        raise GroError.plain(f"--group: `{method.name}` draws no completions", help=help)
+    groups = isinstance(group, int) and group > 1 and method.data[0] == "prompts"
     return method, read_settings("prompts in groups" if groups else method.data[0], given)
 
 

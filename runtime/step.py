@@ -94,6 +94,9 @@ class Engine:
     def prepare(self, samples: Sequence[Sample]) -> Step:
         """Buffers of the step; reference log-probs and crossed pairs where the method needs them."""
         needs, method = self.method.needs, self.method
+        if needs.mismatched and len(samples) < 2:
+            message = f"a step of one row: `{method.name}` compares with the completion of another prompt"
+            raise GroError.plain(message, help="give --batch 2 or more")
         cut = self.cut(samples)
         mask = self._mask([len(sample.completion) for sample in samples])
 
@@ -238,7 +241,7 @@ class Engine:
     def _one_pass(self, step: Step, entropy: bool) -> Batch:
         """Each micro-batch's coefficients from its own log-probs, the rows of the others being fillers.
 
-        The scope says that fillers cannot matter; they are near the log-probs so that nothing overflows on them.
+        The scope says that fillers cannot matter. Where the method is not finite on them, two passes are taken.
         """
         mask, needs = step.batch.mask, self.method.needs
         filler = step.batch.logp_old if step.batch.logp_old is not None else step.batch.logp_ref
@@ -254,7 +257,11 @@ class Engine:
             return self._filled(step, logp, entropies)
 
         constant = needs.scope == "none" and not (needs.old and step.batch.logp_old is None)
-        known = self.method.coefficients(self._filled(step, logp, entropies)) if constant else None
+        try:
+            found = self.method.coefficients(self._filled(step, logp, entropies))
+        except GroError:  # the method is not finite on fillers: it must see the step as it is
+            return self._two_passes(step, entropy)
+        known = found if constant else None
         for turn, part in enumerate(step.split.parts):
             place = self._place(mask, part)
 

@@ -45,7 +45,7 @@ def load() -> Lark:
 
 def written() -> str:
     """The text of grammar/tables.py."""
-    data, memo = build().memo_serialize([TerminalDef, Rule])  # type: ignore[no-untyped-call]
+    data, memo = build().memo_serialize([TerminalDef, Rule])
     lines = [
         '"""Parser tables of gro.lark; written by `python -m grolang.language.tables`, not by hand."""',
         "",

@@ -1,7 +1,7 @@
 """The embedded defaults: a small causal language model, its tokenizer and rows of every data kind.
 
 They make `grolang run METHOD` work on a fresh machine without a network. `task.py` states the task,
-`make.py` makes every file again. This package imports no torch, so the language side may use it.
+`make.py` makes every file again.
 """
 
 from __future__ import annotations

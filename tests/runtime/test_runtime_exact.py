@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SIZES, tiny_model
+from rich.console import Console
 from transformers import LlamaForCausalLM
 
 import grolang
 from grolang import Batch
 from grolang.language.library import built_in
+from grolang.runtime import start
 from grolang.runtime.policy import Policy, Tokens, check_head, frozen_copy
 from grolang.runtime.replay import read_batch, write_batch
 from grolang.runtime.split import split
@@ -239,3 +242,23 @@ def test_known_multipliers_of_the_logits_are_felt() -> None:
     check_head(CohereForCausalLM(CohereConfig(**small, logit_scale=0.3)).eval())
     check_head(GraniteForCausalLM(GraniteConfig(**small, logits_scaling=4.0)).eval())
     check_head(Gemma2ForCausalLM(Gemma2Config(**small, num_key_value_heads=4, head_dim=8, final_logit_softcapping=2.0)))
+
+
+def test_a_method_that_is_not_finite_on_fillers_has_the_same_gradient_at_every_micro_batch(tmp_path: Path) -> None:
+    """The spread of equal fillers is 0: the step must be seen as it is."""
+    path = tmp_path / "spread.gro"
+    path.write_text(
+        "method spread\ndata prompts\ngroup 4\nscore correct = exact_match\nreward = correct\n"
+        "measure = sum(logp over tokens)\nalpha = 1 / std(measure over group)\nomega(z) = sigmoid(-z)\n",
+        encoding="utf-8",
+    )
+    whole, parts = (_lines(tmp_path, path, size) for size in (16, 4))
+    for left, right in zip(whole, parts, strict=True):
+        assert abs(left["grad_norm"] - right["grad_norm"]) < 1e-9
+
+
+def _lines(folder: Path, method: Path, micro_batch: int) -> list[dict[str, float]]:
+    output = folder / f"run-{micro_batch}"
+    flags = {"batch": 4, "steps": 2, "eval_rows": 0, "precision": "fp64", "micro_batch": micro_batch}
+    start({"method": str(method), "output": str(output), **flags}, console=Console(quiet=True))
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
