@@ -53,10 +53,15 @@ def once(results: Iterable[Checked]) -> list[tuple[Checked, list[Diagnostic]]]:
     seen: set[Diagnostic] = set()
     pairs = []
     for result in results:
-        found = [finding for finding in result.findings if finding not in seen]
-        seen.update(found)
+        found = [finding for finding in result.findings if _bare(finding) not in seen]
+        seen.update(_bare(finding) for finding in found)
         pairs.append((result, found))
     return pairs
+
+
+def _bare(finding: Diagnostic) -> Diagnostic:
+    """Without its notes, which say from where a file is extended."""
+    return finding.model_copy(update={"notes": ()})
 
 
 def _summary(findings: list[Diagnostic], files: int) -> str:

@@ -13,7 +13,7 @@ from lark import Token, Tree
 from grolang.language import library
 from grolang.language.analysis import analyse, arguments, falling, refuted
 from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest, text
-from grolang.language.diagnostics import Diagnostic, GroError
+from grolang.language.diagnostics import Diagnostic, GroError, Note
 from grolang.language.expressions import Binding, Elaborator
 from grolang.language.facts import Facts
 from grolang.language.findings import Findings, listed, nearest
@@ -34,6 +34,7 @@ from grolang.language.ir import (
 from grolang.language.scopes import AGGREGATION_AXES, Scope, joined
 from grolang.language.source import Source
 from grolang.language.syntax import Statement
+from grolang.language.verify import verify
 
 KINDS = ("preference", "unpaired", "prompts", "demonstrations")
 BUILTIN_SCORES = ("exact_match", "length", "regex")
@@ -64,11 +65,18 @@ def check(source: Source) -> Checked:
     findings = Findings()
     try:
         with room_to_nest():
-            method, sources = _check(source, findings)
+            method, declared = _check(source, findings)
     except GroError as error:  # a file that this one extends cannot be read
         findings.extend(error.diagnostics)
         return Checked(None, tuple(findings), {source.name: source, **error.sources})
-    return Checked(method, tuple(findings), sources)
+    return Checked(method, tuple(_from_child(finding, source, declared) for finding in findings), declared.sources)
+
+
+def _from_child(finding: Diagnostic, source: Source, declared: Declarations) -> Diagnostic:
+    """A finding in a file that is extended also shows where it is extended."""
+    if declared.extends is None or finding.span is None or finding.span.file == source.name:
+        return finding
+    return finding.model_copy(update={"notes": (*finding.notes, Note(span=declared.extends, label="extended here"))})
 
 
 def check_file(name_or_path: str | os.PathLike[str]) -> Checked:
@@ -80,10 +88,10 @@ def check_file(name_or_path: str | os.PathLike[str]) -> Checked:
     return check(source)
 
 
-def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Mapping[str, Source]]:
+def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declarations]:
     declared = declare(source, findings)
     if any(finding.code == "E104" for finding in findings):
-        return None, declared.sources
+        return None, declared
     data = _data(declared, findings)
     elaborator = Elaborator(declared, data, findings)
     parameters = _whole({name: _parameter(name, st, findings) for name, st in declared.of_kind("param")})
@@ -101,7 +109,7 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Mapping
     laws = _whole({name: _law(name, st, elaborator, findings) for name, st in declared.laws.items()})
     definitions = _whole(elaborator.definitions)
     if findings.errors:
-        return None, declared.sources
+        return None, declared
     method = MethodIR(
         name=declared.name,
         title=declared.title,
@@ -117,8 +125,9 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Mapping
         reports=reports,
         laws=laws,
     )
+    verify(method)
     analyse(method, declared, findings)
-    return (None if findings.errors else method), declared.sources
+    return (None if findings.errors else method), declared
 
 
 _Row = TypeVar("_Row")

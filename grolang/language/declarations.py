@@ -50,6 +50,7 @@ class Declarations:
     title: str = ""
     place: Span = field(default_factory=lambda: Span(file="", start=0, end=0))
     parents: tuple[str, ...] = ()
+    extends: Span | None = None  # where the file itself extends another
     table: dict[Key, Statement] = field(default_factory=dict)
     laws: dict[str, Statement] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
@@ -275,4 +276,5 @@ def _extend(
         )
         return
     found.parents = (*found.parents, name)
+    found.extends = found.extends or span
     _read(parent, found, findings, (*chain, source))

@@ -1,0 +1,42 @@
+"""How long the front end takes, as ratios in one run: `python benchmarks/check.py [RUNS]`.
+
+CPU seconds of whole processes, minimum over interleaved runs: `python -c "import lark, pydantic"`, `grolang check` of
+one file, and of all built-in methods.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+COMMANDS = {
+    'python -c "import lark, pydantic"': ["-c", "import lark, pydantic"],
+    "grolang check methods/dpo.gro": ["-m", "grolang", "check", "dpo"],
+    "grolang check methods/": ["-m", "grolang", "check", "methods"],
+    "grolang list": ["-m", "grolang", "list"],
+}
+
+
+def seconds(words: list[str]) -> float:
+    """CPU seconds of one process, its own and the system's for it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    best = dict.fromkeys(COMMANDS, float("inf"))
+    for _ in range(runs):
+        for name, words in COMMANDS.items():
+            best[name] = min(best[name], seconds(words))
+    base = next(iter(best.values()))
+    sys.stdout.write("| command | CPU seconds | ratio |\n| --- | --- | --- |\n")
+    for name, value in best.items():
+        sys.stdout.write(f"| `{name}` | {value:.3f} | {value / base:.2f} |\n")
+
+
+if __name__ == "__main__":
+    main()
