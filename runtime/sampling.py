@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-Ids = list[int]
+from grolang.runtime.examples import Ids
 
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 

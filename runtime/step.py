@@ -18,10 +18,9 @@ from torch import Tensor
 
 from grolang import Batch, Method
 from grolang.language.diagnostics import GroError
+from grolang.runtime.examples import Ids
 from grolang.runtime.policy import Policy, Tokens, Weigh
 from grolang.runtime.split import Split, split
-
-Ids = list[int]
 
 
 @dataclass(frozen=True)

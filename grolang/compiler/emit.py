@@ -111,7 +111,7 @@ def emit(method: MethodIR, program: Program) -> str:
 
 def _names(method: MethodIR, program: Program, order: list[int]) -> dict[int, str]:
     """A Python name for each step; parameters first, since they are the signature's."""
-    taken, names, arguments = set(_TAKEN), dict[int, str](), _arguments(method)
+    taken, names, arguments = set(_OWN_NAMES.split()), dict[int, str](), _arguments(method)
     taken |= set(arguments.values())
     for index in order:
         step = program.steps[index]
@@ -126,44 +126,15 @@ def _names(method: MethodIR, program: Program, order: list[int]) -> dict[int, st
 
 
 #: names that the file uses itself
-_TAKEN = frozenset(
-    [
-        "batch",
-        "mask",
-        "dtype",
-        "rows",
-        "at",
-        "other",
-        "whole",
-        "row",
-        "slot",
-        "c",
-        "torch",
-        "F",
-        "Tensor",
-        "IntEnum",
-        "Scope",
-        "Layout",
-        "cached_property",
-        "loss",
-        "coefficients",
-        "pair_rows",
-        "float",
-        "dict",
-        "annotations",
-        "_chain",
-        "_reduced",
-        "_mean",
-        "_neighbours",
-        "_unreduced",
-        "_discounted",
-    ]
-)
+_OWN_NAMES = """
+    batch mask dtype rows at other whole row slot c torch F Tensor IntEnum Scope Layout cached_property loss
+    coefficients pair_rows float dict annotations _chain _reduced _mean _neighbours _unreduced _discounted
+"""
 
 
 def _arguments(method: MethodIR) -> dict[str, str]:
     """The Python name of each parameter."""
-    taken = set(_TAKEN)
+    taken = set(_OWN_NAMES.split())
     return {name: _free(name, taken) for name in method.parameters}
 
 

@@ -48,7 +48,7 @@ class Counterexample:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What became of a claim: "proved" (the two sides are one program), "held" on `tried` batches, or "failed"."""
+    """What became of a claim: "proved" (for every batch, proof.py), "held" on `tried` batches, or "failed"."""
 
     law: str
     claim: str
