@@ -1,9 +1,25 @@
-"""The training loop: rows, scores, samples, the exact optimizer step, and what a run leaves behind."""
+"""The training loop: rows, scores, samples, the exact optimizer step, and what a run leaves behind.
+
+Importing this package imports no torch; the first use of a name that needs it does.
+"""
 
 from __future__ import annotations
 
-from grolang.runtime.loop import Outcome, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from grolang.runtime.settings import DEFAULTS, RunSettings
-from grolang.runtime.start import resolve, start
+
+if TYPE_CHECKING:
+    from grolang.runtime.launch import resolve, start
+    from grolang.runtime.loop import Outcome, train
 
 __all__ = ["DEFAULTS", "Outcome", "RunSettings", "resolve", "start", "train"]
+
+_NEEDS_TORCH = {"Outcome": "loop", "resolve": "launch", "start": "launch", "train": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        return getattr(import_module(f"grolang.runtime.{_NEEDS_TORCH[name]}"), name)
+    raise AttributeError(f"module 'grolang.runtime' has no attribute {name!r}")

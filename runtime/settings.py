@@ -34,47 +34,110 @@ def _as_tuple(value: object) -> object:
     return (str(value),) if isinstance(value, (str, Path)) else value
 
 
-class RunSettings(BaseModel):
-    """Every setting of a run. A field is a flag (`--micro-batch`) and a key of the TOML file (`micro_batch`)."""
+class Panel(BaseModel):
+    """A set of settings that `grolang run --help` shows together, under the first line of its docstring.
+
+    A field is a flag (`--micro-batch`) and a key of the TOML file (`micro_batch`); its description is the flag's help.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = Field(description="a .gro file or the name of a built-in method")
-    set: dict[str, float] = Field({}, description="hyper-parameters of the method, by name")
-    score: dict[str, str] = Field({}, description="score functions by name: BUILTIN[:OPTION] or FILE.py:FUNCTION")
 
-    model: str | None = Field(None, description="path or hub name of the model; the embedded one by default")
-    reference: str | None = Field(None, description="path or hub name of the reference model; `model` by default")
+class MethodSettings(Panel):
+    """Method"""
+
+    method: str = Field(description="A .gro file or the name of a built-in method.")
+    set: dict[str, float] = Field({}, description="A hyper-parameter of the method: --set beta=0.2")
+    score: dict[str, str] = Field(
+        {}, description="A score of the method: --score correct=rewards.py:function, or a built-in one."
+    )
+
+
+class ModelSettings(Panel):
+    """Model"""
+
+    model: str | None = Field(None, description="Folder or hub name of the model; the embedded one if left out.")
+    reference: str | None = Field(None, description="Folder or hub name of the reference model; the model if left out.")
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field("auto", description="auto, fp32, bf16 or fp64.")
+    trust_remote_code: bool = Field(False, description="Run code that the model's hub folder brings along.")
+
+
+class DataSettings(Panel):
+    """Data"""
+
     data: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
-        (), description="data file or hub name, one for each data kind or one for all; the embedded rows by default"
+        (),
+        description="JSONL, JSON, CSV or parquet file, or hub name, in TRL's columns; one for each data kind of the "
+        "method.",
     )
-    eval_data: str | None = Field(None, description="held-out rows")
-    eval_rows: int = Field(256, ge=0, description="held-out rows used before and after; 0 leaves evaluation out")
-    output: str | None = Field(None, description="folder of the run; runs/METHOD-N by default")
-    resume: bool = Field(False, description="continue the run of the output folder from its last checkpoint")
+    max_prompt: int | None = Field(None, ge=1, description="Rows with more prompt tokens are left out.")
+    max_completion: int | None = Field(None, ge=1, description="Tokens at which samples end and rows are cut.")
 
-    steps: int = Field(ge=1, description="optimizer steps")
-    batch: int = Field(ge=1, description="rows of the data in one optimizer step")
-    micro_batch: int = Field(32, ge=1, description="sequences that pass through the model at once; changes no result")
-    updates: int = Field(1, ge=1, description="optimizer steps on the same rows and completions")
-    lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="of the rate, after warm-up")
-    warmup: int = Field(10, ge=0, description="steps over which the rate rises to its value")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients above this norm are scaled down to it")
-    seed: int = Field(0, ge=0)
 
-    group: int | None = Field(None, ge=1, description="completions drawn per prompt; the method's by default")
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of sampling and of every log-prob")
-    max_prompt: int | None = Field(None, ge=1, description="rows with more prompt tokens are left out")
-    max_completion: int | None = Field(None, ge=1, description="tokens: samples end there, rows are cut there")
+class SamplingSettings(Panel):
+    """Sampling"""
 
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field(
-        "auto", description="bf16: autocast over fp32 weights; auto: that on a GPU, else fp32"
+    group: int | None = Field(
+        None, ge=1, description="Completions drawn for each prompt; the method's number if left out."
     )
-    trust_remote_code: bool = Field(False, description="run code that a model's hub folder brings along")
-    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0 keeps one, at the end or at Ctrl-C")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="Of sampling, and of every log-prob.")
+
+
+class OptimizerSettings(Panel):
+    """Steps"""
+
+    steps: int = Field(ge=1, description="Optimizer steps.")
+    batch: int = Field(ge=1, description="Rows of the data in a step: pairs, completions or prompts.")
+    micro_batch: int = Field(32, ge=1, description="Sequences that pass through the model at once; changes no result.")
+    updates: int = Field(1, ge=1, description="Optimizer steps on the same rows and completions.")
+    lr: float = Field(gt=0, allow_inf_nan=False, description="Learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="Of the rate, after the warm-up: constant, linear or cosine."
+    )
+    warmup: int = Field(10, ge=0, description="Steps over which the rate rises.")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Larger gradients are scaled down to this norm.")
+    seed: int = Field(0, ge=0, description="Of the order of rows and of sampling.")
+
+
+class EvaluationSettings(Panel):
+    """Evaluation"""
+
+    eval_data: str | None = Field(None, description="Held-out rows, measured before and after.")
+    eval_rows: int = Field(256, ge=0, description="How many of them; 0 leaves evaluation out.")
+
+
+class OutputSettings(Panel):
+    """Output"""
+
+    output: str | None = Field(None, description="Folder of the run; runs/METHOD-N if left out.")
+    resume: bool = Field(False, description="Continue the run of the output folder.")
+    save_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 saves at the end and at Ctrl-C.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept.")
+
+
+PANELS = (
+    MethodSettings,
+    ModelSettings,
+    DataSettings,
+    SamplingSettings,
+    OptimizerSettings,
+    EvaluationSettings,
+    OutputSettings,
+)
+"""In the order of `--help`."""
+
+
+class RunSettings(
+    OutputSettings,
+    EvaluationSettings,
+    OptimizerSettings,
+    SamplingSettings,
+    DataSettings,
+    ModelSettings,
+    MethodSettings,
+):
+    """Every setting of a run."""
 
     @model_validator(mode="after")
     def _whole_draws(self) -> RunSettings:

@@ -138,18 +138,19 @@ def weight_side() -> str:
 
 def settings() -> str:
     """A row for each flag of `grolang run`."""
-    from grolang.cli.run import HELP
-    from grolang.runtime import RunSettings
-    from grolang.runtime.settings import flag
+    from grolang.cli.run import CONFIG
+    from grolang.runtime.settings import PANELS, flag
 
     by_kind = {name for row in _kinds().values() for name in row}
     rows = []
-    for name, help in HELP.items():
-        field = RunSettings.model_fields.get(name)
-        known = field is not None and isinstance(field.default, (str, int, float)) and field.default is not False
-        default = "by data" if name in by_kind else code(str(field.default)) if field is not None and known else ""
-        rows.append((code(flag(name)), default, help))
-    return markdown(("flag", "default", ""), rows)
+    for panel in PANELS:
+        for name in panel.__annotations__:
+            default = panel.model_fields[name].default
+            known = isinstance(default, (str, int, float)) and default is not False
+            shown = "by data" if name in by_kind else code(str(default)) if known else ""
+            if name != "method":
+                rows.append((code(flag(name)), shown, str(panel.model_fields[name].description)))
+    return markdown(("flag", "default", ""), [*rows, (code("--config"), "", CONFIG)])
 
 
 def _kinds() -> dict[str, dict[str, object]]:
