@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
+
 from grolang.cli.paint import say, table
 
 
 def list_methods() -> None:
     """List the built-in methods: name, data, what they need, title."""
-    from grolang.compiler.lowering import lower
-    from grolang.compiler.needs import needs
-    from grolang.language import library
-    from grolang.language.checker import check
-
+    index = json.loads((files("grolang.methods") / "index.json").read_text(encoding="utf-8"))
     rows = [("NAME", "DATA", "NEEDS", "TITLE")]
-    for source in library.built_in().values():
-        method = check(source).unwrap()
-        words = needs(lower(method), tuple(method.scores)).words
-        rows.append((method.name, " + ".join(method.data), ", ".join(words) or "-", method.title))
+    for name, row in index.items():
+        rows.append((name, " + ".join(row["data"]), ", ".join(row["needs"]) or "-", row["title"]))
     say(table(rows))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from grolang.compiler.derivative import gradient
 from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
+from grolang.compiler.verify import verified
 from grolang.language.declarations import room_to_nest
 from grolang.language.ir import (
     Arbitrary,
@@ -232,7 +233,7 @@ def lower(method: MethodIR) -> Program:
         outputs |= {f"report {name}": _mean(low, report.body) for name, report in method.reports.items()}
     if set(method.data) & {"preference", "unpaired"} and method.definitions["measure"].given:
         outputs["implicit_reward"] = _implicit_reward(low, outputs["measure"])
-    return Program(tuple(low.builder.steps), outputs, low.names())
+    return verified(Program(tuple(low.builder.steps), outputs, low.names()))
 
 
 def estimator(low: Lowering) -> dict[str, int]:

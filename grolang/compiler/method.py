@@ -18,9 +18,10 @@ from grolang.compiler.lowering import lower
 from grolang.compiler.needs import Needs, needs
 from grolang.compiler.program import MAIN, Program
 from grolang.language import library
-from grolang.language.checker import bound, check
+from grolang.language.checker import check
 from grolang.language.diagnostics import GroError
 from grolang.language.ir import MethodIR, ScoreRow
+from grolang.language.parameters import bound
 from grolang.language.scopes import Scope
 from grolang.language.source import Source
 

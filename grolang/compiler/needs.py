@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from grolang.compiler.lowering import lower
 from grolang.compiler.program import CURRENT, MAIN, MISMATCHED, Program
-from grolang.language.checker import bound
 from grolang.language.ir import MethodIR
+from grolang.language.parameters import bound
 from grolang.language.scopes import Scope
 
 

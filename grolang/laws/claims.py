@@ -17,11 +17,13 @@ from grolang.compiler.execute import Run
 from grolang.compiler.lowering import Lowering, estimator
 from grolang.compiler.method import Method
 from grolang.compiler.program import Builder, Program
+from grolang.compiler.verify import verified
 from grolang.language import library
-from grolang.language.checker import bound, check
+from grolang.language.checker import check
 from grolang.language.declarations import room_to_nest
 from grolang.language.diagnostics import GroError
 from grolang.language.ir import Expr, Law, MethodIR, Step
+from grolang.language.parameters import bound
 from grolang.language.scopes import Scope
 from grolang.language.source import Source
 from grolang.laws.strategies import batches
@@ -177,7 +179,7 @@ def paired(left: _Side, right: _Side, owner: MethodIR, *, proportional: bool = F
             parts = estimator(low)
         outputs |= {f"{word} {part}": index for part, index in parts.items()}
         outputs[word] = parts["coefficient"]
-    return Pair(Program(tuple(build.steps), outputs), (left.method, right.method), proportional, name)
+    return Pair(verified(Program(tuple(build.steps), outputs)), (left.method, right.method), proportional, name)
 
 
 def _loss_pair(law: Law, method: MethodIR) -> Pair:
@@ -188,7 +190,7 @@ def _loss_pair(law: Law, method: MethodIR) -> Pair:
         left = estimator(low)["coefficient"]
         _, right = low.total(law.body, law.aggregate if law.aggregate is not None else _average(law.body))
     outputs = {"left": left, "right": build.spread(right, Scope.TOKEN)}
-    return Pair(Program(tuple(build.steps), outputs), (method,), name=law.name)
+    return Pair(verified(Program(tuple(build.steps), outputs)), (method,), name=law.name)
 
 
 def _average(body: Expr) -> tuple[Step, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from grolang.language import library
-from grolang.language.checker import BUILTIN_SCORES
 from grolang.language.functions import KEYWORDS
+from grolang.language.parameters import BUILTIN_SCORES
 from grolang.language.syntax import parser
 
 tomllib: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -37,6 +37,7 @@ TORCH_FREE = (
     "grolang.language.library",
     "grolang.compiler.lowering",
     "grolang.compiler.needs",
+    "grolang.runtime.settings",
     "grolang.compiler.program",
     "grolang.compiler.derivative",
 )

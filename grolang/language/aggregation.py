@@ -1,0 +1,120 @@
+"""Aggregation steps, from the tokens up to one number (LANGUAGE.md, 6)."""
+
+from __future__ import annotations
+
+from lark import Token, Tree
+
+from grolang.language.declarations import Declarations, canonical
+from grolang.language.expressions import Elaborator
+from grolang.language.findings import Findings, listed, nearest
+from grolang.language.ir import Step
+from grolang.language.parameters import number
+from grolang.language.scopes import AGGREGATION_AXES, Scope
+from grolang.language.syntax import Statement
+
+DEFAULT_AGGREGATE = (("sum", "tokens"), ("mean", "sequences"))
+
+
+def aggregation(declared: Declarations, elaborator: Elaborator, findings: Findings) -> tuple[Step, ...]:
+    statement = declared.one("aggregate")
+    if statement is None:
+        return tuple(
+            Step(function="sum" if word == "sum" else "mean", axis=axis, divisor=None, span=declared.place)
+            for word, axis in DEFAULT_AGGREGATE
+        )
+    tree = statement.tree.children[0]
+    assert isinstance(tree, Tree)
+    return steps(statement, tree, elaborator, findings, Scope.TOKEN) or ()
+
+
+def steps(
+    statement: Statement, tree: Tree[Token], elaborator: Elaborator, findings: Findings, scope: Scope
+) -> tuple[Step, ...] | None:
+    """Check the steps of an aggregation of a value of this scope; None where one of them is wrong."""
+    made: list[Step] = []
+    left = scope
+    for step in tree.children:
+        assert isinstance(step, Tree)
+        word, axis, divisor = step.children
+        assert isinstance(word, Token) and isinstance(axis, Token)
+        span = statement.span_of(step)
+        if str(word) not in ("sum", "mean"):
+            near = nearest(str(word), ("sum", "mean"))
+            help = f"did you mean `{near}`?" if near else "write `sum` or `mean`"
+            findings.add(
+                "E207",
+                f"an aggregation sums or averages; it has no `{word}`",
+                statement.span_of(word),
+                help=help,
+            )
+            return None
+        if str(axis) not in AGGREGATION_AXES:
+            near = nearest(str(axis), AGGREGATION_AXES)
+            help = f"did you mean `{near}`?" if near else f"the axes are {listed(AGGREGATION_AXES)}"
+            findings.add("E207", f"there is no axis `{axis}` to aggregate over", statement.span_of(axis), help=help)
+            return None
+        after = _after(left, str(axis), elaborator)
+        if isinstance(after, str):
+            findings.add("E303", f"`{statement.text_of(step)}`: {after}", span, help=_AGGREGATE_HELP)
+            return None
+        left = after
+        amount = _divisor(divisor, statement, elaborator, findings)
+        made.append(Step(function="sum" if word == "sum" else "mean", axis=str(axis), divisor=amount, span=span))
+    if left > Scope.BATCH:
+        findings.add(
+            "E303",
+            f"the aggregation does not end in one number: it leaves one value per {left.word}",
+            statement.span_of(tree),
+            label=f"one value per {left.word}",
+            help=_AGGREGATE_HELP,
+        )
+        return None
+    return tuple(made)
+
+
+_AGGREGATE_HELP = "go from the tokens up to one number, for example `sum over tokens, mean over sequences`"
+
+
+def _after(scope: Scope, axis: str, elaborator: Elaborator) -> Scope | str:
+    """The scope that a step leaves, or why it cannot be taken."""
+    if scope <= Scope.BATCH:
+        return "nothing is left to aggregate"
+    if axis == "batch":
+        return Scope.BATCH
+    if axis in ("group", "groups") and not elaborator.has("groups"):
+        return f"`data {' + '.join(elaborator.data)}` has no groups"
+    if axis == "tokens":
+        return Scope.SEQUENCE if scope is Scope.TOKEN else "the tokens are aggregated already"
+    if axis == "group":
+        return Scope.GROUP if scope > Scope.GROUP else "the groups' sequences are aggregated already"
+    if axis == "sequences" and scope is Scope.GROUP:
+        return "the sequences are aggregated already: what is left are groups"
+    if axis == "sequences":
+        return Scope.BATCH if scope is Scope.SEQUENCE else "the tokens of each sequence must be aggregated first"
+    return Scope.BATCH if scope is Scope.GROUP else "the sequences of each group must be aggregated first"
+
+
+def _divisor(
+    divisor: Tree[Token] | Token | None, statement: Statement, elaborator: Elaborator, findings: Findings
+) -> float | str | None:
+    if divisor is None:
+        return None
+    if isinstance(divisor, Tree):
+        value = number(divisor)
+        if value == 0:
+            help = "leave it out, or write another number"
+            findings.add("E505", "an aggregation cannot divide by 0", statement.span_of(divisor), help=help)
+        return value
+    name = canonical(str(divisor))
+    known = {row for row, _ in elaborator.declared.of_kind("param")}
+    if name not in known:
+        near = nearest(name, known)
+        help = f"did you mean `{near}`?" if near else f"declare it: `param {divisor} = …`"
+        findings.add(
+            "E201",
+            f"there is no parameter `{divisor}`",
+            statement.span_of(divisor),
+            label="not known",
+            help=help,
+        )
+    return name

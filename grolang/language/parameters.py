@@ -1,0 +1,105 @@
+"""Parameters and scores: their declarations, and a method with other values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from lark import Token, Tree
+
+from grolang.language.analysis import arguments, falling, refuted
+from grolang.language.declarations import canonical, leaf, room_to_nest, text
+from grolang.language.diagnostics import GroError
+from grolang.language.facts import Facts
+from grolang.language.findings import Findings, listed, nearest
+from grolang.language.intervals import Interval
+from grolang.language.ir import MethodIR, ParameterRow, ScoreRow
+from grolang.language.syntax import Statement
+
+BUILTIN_SCORES = ("exact_match", "length", "regex")
+
+
+def number(tree: Tree[Token] | Token | None) -> float:
+    """The value of the grammar's `number`."""
+    assert isinstance(tree, Tree)
+    sign, digits = tree.children
+    return -float(str(digits)) if sign else float(str(digits))
+
+
+def parameter(name: str, statement: Statement, findings: Findings) -> ParameterRow | None:
+    _, value_tree, interval_tree, help_text = statement.tree.children
+    assert isinstance(value_tree, Tree) and not isinstance(help_text, Tree)
+    value, interval = number(value_tree), Interval()
+    if isinstance(interval_tree, Tree):
+        opens, low, high, closes = interval_tree.children
+        interval = Interval(number(low), number(high), str(opens) == "(", str(closes) == ")")
+        if interval.low > interval.high or (interval.point is not None and interval.point not in interval):
+            help = "put the smaller bound first"
+            findings.add("E502", f"no number lies in {interval}", statement.span_of(interval_tree), help=help)
+            return None
+    if value not in interval:
+        shown = statement.text_of(interval_tree) if isinstance(interval_tree, Tree) else str(interval)
+        message = f"the default of `{leaf(statement)}`, {value:g}, lies outside of its own bounds {shown}"
+        findings.add("E501", message, statement.span_of(value_tree), help="change the default or the bounds")
+        return None
+    span = statement.span_of(leaf(statement))
+    return ParameterRow(name=name, value=value, interval=interval, help=text(help_text), span=span)
+
+
+def score(name: str, statement: Statement, findings: Findings) -> ScoreRow:
+    word, builtin, help_text = statement.tree.children
+    assert isinstance(word, Token) and not isinstance(builtin, Tree) and not isinstance(help_text, Tree)
+    if builtin is not None and str(builtin) not in BUILTIN_SCORES:
+        near = nearest(str(builtin), BUILTIN_SCORES)
+        help = (
+            f"did you mean `{near}`?"
+            if near
+            else f"they are {listed(BUILTIN_SCORES)}; `score {word}` alone takes your own"
+        )
+        findings.add(
+            "E405",
+            f"there is no built-in score `{builtin}`",
+            statement.span_of(builtin),
+            label="not known",
+            help=help,
+        )
+    found = None if builtin is None else str(builtin)
+    return ScoreRow(name=name, builtin=found, help=text(help_text), span=statement.span_of(word))
+
+
+def bound(method: MethodIR, values: Mapping[str, float]) -> MethodIR:
+    """The method with other parameter values.
+
+    A name that is no parameter and a value outside of its bounds are errors.
+    """
+    rows = dict(method.parameters)
+    for name, value in values.items():
+        key = canonical(name)
+        if key not in rows:
+            near = nearest(key, rows)
+            known = f"its parameters are {listed(rows, last='and')}" if rows else "it has none"
+            help = f"did you mean `{near}`?" if near else known
+            raise GroError.plain(f"`{method.name}` has no parameter `{name}`", help=help, code="E208")
+        row = rows[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise GroError.plain(
+                f"`{name}` must be a number, not {value!r}", help=f"its default is {row.value:g}", code="E501"
+            )
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
+        if value not in row.interval:
+            message = f"`{name}` = {value:g} lies outside of its bounds {row.interval}"
+            raise GroError.plain(message, help=f"its default is {row.value:g}", code="E501")
+        rows[key] = row.model_copy(update={"value": float(value)})
+    made = method.model_copy(update={"parameters": rows})
+    facts = Facts(made, fixed=True)
+    upsilon = made.functions["upsilon"]
+    with room_to_nest():
+        facts.arguments = arguments(made, facts)
+        rises = facts.slope(upsilon.body, "upsilon") in ("+", "=")
+        pair = None if rises or not values else refuted(made, facts)
+    if pair is not None:
+        raise GroError.plain(falling(upsilon, pair), help="choose parameters that keep it increasing", code="E503")
+    return made
