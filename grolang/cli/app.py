@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "check:check",
     "fmt": "fmt:fmt",
     "show": "show:show",
+    "emit": "emit:emit",
     "new": "new:new",
     "list": "list_methods:list_methods",
     "test": "test:test",

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from grolang.cli.files import write_new
 from grolang.cli.paint import say
 from grolang.cli.templates import TEMPLATES
 from grolang.language import library
@@ -37,13 +38,5 @@ def new(
         raise GroError.plain(f"`{name}` is a built-in method", help=help, code="E602")
     text = TEMPLATES[data.value].format(name=name)
     path = Path(f"{name}.gro")
-    try:
-        with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-    except FileExistsError:
-        help = "choose another name, or delete it first"
-        raise GroError.plain(f"`{path}` is there already", help=help, code="E602") from None
-    except OSError as error:
-        help = "look at the folder's permissions"
-        raise GroError.plain(f"cannot write `{path}`: {error.strerror}", help=help) from None
+    write_new(path, text)
     say(f"wrote {path}; check it with `grolang check {path}`, train with `grolang run {path}`")

@@ -138,10 +138,8 @@ def _steps(source: Source) -> str:
 
 def _python(source: Source) -> str:
     from grolang.compiler.emit import emit
-    from grolang.compiler.lowering import lower
 
-    method = check(source).unwrap()
-    return emit(method, lower(method)).rstrip("\n")
+    return emit(check(source).unwrap(), source.text).rstrip("\n")
 
 
 _STAGES = {

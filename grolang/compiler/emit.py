@@ -1,17 +1,18 @@
 """A method as one readable Python file that depends on torch alone: to be taken into any other trainer.
 
-The straight line of steps becomes one assignment each; the helpers below it are the very functions that grolang
-runs, copied from their source, so there is no second copy of the maths to drift.
+The straight line of steps becomes one assignment each; what stands around it is in standalone.py.
 """
 
 from __future__ import annotations
 
-import ast
 import keyword
 import math
-from importlib.resources import files
+from itertools import count
 
+from grolang.compiler.lowering import lower
 from grolang.compiler.program import MISMATCHED, Program, Step
+from grolang.compiler.standalone import OWN_NAMES, PAIRED, file_of
+from grolang.language.functions import LOG_PROBS
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
 
@@ -44,98 +45,84 @@ _CALLS = {
     "chain": "_chain({0}, {1})",
     "stop": "{0}",
 }
-_PER_TOKEN = ("logp", "logp_old", "logp_ref", "logp_sampler", "entropy")
-
-_HEADER = '''"""{name}: {title}
-
-Written by grolang from {file}; depends on torch alone.
-
-coefficients(batch) gives [S, T], the factor in front of each ∇ log π, 0 where the mask is off; loss(batch) a scalar
-whose gradient in batch["logp"] is minus that. A batch is a dict of tensors: {tensors}.
-S sequences, T token slots; `mask` is bool, `group` the prompt's number; a row whose mask is all off is padding.
-"""
-
-from __future__ import annotations
-
-from enum import IntEnum
-from functools import cached_property
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 
-def loss(batch: dict, {parameters}) -> Tensor:
-    """−Σ c · logp with the coefficients c held fixed."""
-    c = coefficients(batch, {passed})
-    return -torch.where(batch["mask"], c * batch["logp"], 0).sum()
+#: written where it is used, if that is one place and the line stays short
+_INLINE = (*_INFIX, *_CALLS, "spread", "exp", "sigmoid", "tanh", "sqrt", "abs", "sign", "log", "log1p", "expm1")
+_PREFIX = ("negate", "softplus", "not", "stop")  # their text has no parentheses around an argument
+_TWICE = ("and", "or")  # their text holds an argument twice
+_SHORT = 36
+
+#: outputs of the estimator that get a name of their own
+_PARTS = ("z", "omega", "upsilon")
 
 
-@torch.no_grad()
-def coefficients(batch: dict, {parameters}) -> Tensor:
-    """[S, T]: −∂loss/∂logp."""
-    mask = batch["mask"]
-    dtype = torch.float64 if batch["logp"].dtype == torch.float64 else torch.float32
-    rows = mask.any(1).nonzero()[:, 0]
-    at = Layout(mask, batch.get("group"), rows)
-'''
+def emit(method: MethodIR, text: str = "") -> str:
+    """The file's text; the comments at the head of the method's own text say where it comes from.
 
-
-def emit(method: MethodIR, program: Program) -> str:
-    """The file's text."""
+    Parameters stay arguments, but for those that are 0: what they multiply is left out with all that it needs.
+    """
+    program = lower(method, settable=True)
     order = program.reachable("coefficient")
-    names, arguments = _names(method, program, order), _arguments(method)
-    body = [_line(program, index, names) for index in order if program.steps[index].op not in ("const", "param")]
-    out = names[program.outputs["coefficient"]]
-    rows = method.parameters.items()
-    parameters = ", ".join(["*", *(f"{arguments[name]}: float = {_number(row.value)}" for name, row in rows)])
-    passed = ", ".join(f"{name}={name}" for name in arguments.values())
-    text = _HEADER.format(
-        name=method.name,
-        title=method.title.replace("\\", "\\\\").replace('"', '\\"'),
-        file=method.file.replace("\\", "/").rsplit("/", 1)[-1],
-        tensors=", ".join(_tensors(program, order)),
-        parameters=parameters if method.parameters else "",
-        passed=passed,
-    )
-    text = text.replace("dict, )", "dict)").replace("batch, )", "batch)")
-    lines = _worlds(program, order) + body
-    lines += [
-        f"whole = {_wrapped(program, program.outputs['coefficient'], names)}.new_zeros(mask.shape)",
-        "row, slot = at.places",
-        f"whole[rows[row], slot] = {out}",
-        "return whole",
-    ]
-    return text + "".join(f"    {line}\n" for line in lines) + "\n\n" + _helpers(program, order)
+    arguments = _arguments(method)
+    parameters = {arguments[name]: _number(method.parameters[name].value) for name in arguments}
+    names = _names(program, order, arguments)
+    lines = _lines(program, order, names)
+    out = _wrapped(program, program.outputs["coefficient"], names)
+    return file_of(method, program, [*_checks(program, order), *lines], out, parameters, text)
 
 
-def _names(method: MethodIR, program: Program, order: list[int]) -> dict[int, str]:
-    """A Python name for each step; parameters first, since they are the signature's."""
-    taken, names, arguments = set(_OWN_NAMES.split()), dict[int, str](), _arguments(method)
-    taken |= set(arguments.values())
+def _names(program: Program, order: list[int], arguments: dict[str, str]) -> dict[int, str]:
+    """A Python name for each step that has one; parameters first, since they are the signature's."""
+    taken, names = {*OWN_NAMES, *arguments.values()}, dict[int, str]()
+    parts = {program.outputs[part]: part for part in _PARTS}
     for index in order:
         step = program.steps[index]
-        if step.op == "const":
-            names[index] = _number(float(step.detail[0]))
+        if step.op == "const" or (step.op == "param" and step.detail[0] not in arguments):
+            names[index] = _number(float(step.detail[-1]))
         elif step.op == "param":
             names[index] = arguments[str(step.detail[0])]
-        else:
-            wanted = program.names.get(index) or (str(step.detail[0]) if step.op == "load" else f"v{index}")
-            names[index] = _free(f"mismatched_{wanted}" if step.world == MISMATCHED else wanted, taken)
+        elif wanted := program.names.get(index) or (step.detail[0] if step.op == "load" else parts.get(index)):
+            names[index] = _free(f"mismatched_{wanted}" if step.world == MISMATCHED else str(wanted), taken)
     return names
 
 
-#: names that the file uses itself
-_OWN_NAMES = """
-    batch mask dtype rows at other whole row slot c torch F Tensor IntEnum Scope Layout cached_property loss
-    coefficients pair_rows float dict annotations _chain _reduced _mean _neighbours _unreduced _discounted
-"""
+def _lines(program: Program, order: list[int], names: dict[int, str]) -> list[str]:
+    """An assignment for each step, but for those that stand within the one that uses them; `names` learns both."""
+    users: dict[int, list[int]] = {index: [] for index in order}
+    for index in order:
+        for argument in program.steps[index].args:
+            users[argument].append(index)
+    taken, lines, numbers = {*OWN_NAMES, *names.values()}, list[str](), count(1)
+    for index in order:
+        step = program.steps[index]
+        if step.op in ("const", "param"):
+            continue
+        value = _value(program, step, names)
+        inline = step.op in _INLINE and index not in names and len(value) <= _SHORT
+        if inline and len(users[index]) == 1 and program.steps[users[index][0]].op not in _TWICE:
+            open_ended = step.op in _INFIX and step.op not in _TRUTHS
+            names[index] = f"({value})" if open_ended or value[0] == "-" else value
+        else:
+            names[index] = names.get(index) or _free(f"v{next(numbers)}", taken)
+            lines.append(f"{names[index]} = {_bare(value)}  # {step.scope.word}")
+    return lines
+
+
+def _bare(text: str) -> str:
+    """A text without parentheses around the whole of it."""
+    depth = 0
+    for place, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0 and place < len(text) - 1:
+            return text
+    return text[1:-1] if text[:1] == "(" else text
 
 
 def _arguments(method: MethodIR) -> dict[str, str]:
-    """The Python name of each parameter."""
-    taken = set(_OWN_NAMES.split())
-    return {name: _free(name, taken) for name in method.parameters}
+    """The Python name of each parameter that stays one."""
+    taken = set(OWN_NAMES)
+    return {name: _free(name, taken) for name, row in method.parameters.items() if row.value != 0}
 
 
 def _free(wanted: str, taken: set[str]) -> str:
@@ -161,64 +148,47 @@ def _safe(name: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-def _tensors(program: Program, order: list[int]) -> list[str]:
-    """What the batch must hold."""
-    found = {"mask [S, T]": None, "logp [S, T]": None}
-    for index in order:
-        step = program.steps[index]
-        if step.scope is Scope.GROUP or step.op == "opposite" or "others" in step.detail:
-            found["group [S]"] = None
-        if step.op in ("opposite", "chosen", "rejected"):
-            found["label [S]"] = None
-        if step.op == "load" and step.detail[0] not in ("position", "last token"):
-            shape = "[S, T]" if step.detail[0] in _PER_TOKEN else "[S]"
-            word = "mismatched: a dict with mask and " if step.world == MISMATCHED else ""
-            found[f"{word}{step.detail[0]} {shape}"] = None
-    return list(found)
-
-
-def _worlds(program: Program, order: list[int]) -> list[str]:
-    if not any(program.steps[index].world == MISMATCHED for index in order):
-        return []
-    return ['other = Layout(batch["mismatched"]["mask"], None, rows)']
-
-
-def _line(program: Program, index: int, names: dict[int, str]) -> str:
-    step = program.steps[index]
-    return f"{names[index]} = {_value(program, step, names)}  # {step.scope.word}"
+def _checks(program: Program, order: list[int]) -> list[str]:
+    lines = []
+    if any(program.steps[index].op in PAIRED for index in order):
+        lines += ['if not bool(whole_pairs(at, batch["label"][rows]).all()):']
+        lines += ['    raise ValueError("each group must be a pair: one row with label +1 and one with label -1")']
+    if any(program.steps[index].world == MISMATCHED for index in order):
+        lines += ['other = Layout(batch["mismatched"]["mask"], None, rows)']
+    return lines
 
 
 def _wrapped(program: Program, index: int, names: dict[int, str]) -> str:
     """An argument as a tensor: numbers are wrapped where torch wants tensors."""
     if program.steps[index].op in ("const", "param"):
-        return f"torch.tensor({names[index]}, dtype=dtype, device=mask.device)"
+        return f"number({_bare(names[index])})"
     return names[index]
 
 
 def _value(program: Program, step: Step, names: dict[int, str]) -> str:
     at = "other" if step.world == MISMATCHED else "at"
     tensors = [_wrapped(program, argument, names) for argument in step.args]
+    bare = [_bare(tensor) for tensor in tensors]
     match step.op:
         case "load":
             return _load(str(step.detail[0]), step.world)
         case "count" if step.scope <= Scope.BATCH:
-            return f"torch.tensor({at}.size({_scope(step.detail[0])}), dtype=dtype, device=mask.device)"
+            return f"number({at}.size({_scope(step.detail[0])}))"
         case "count":
             return f"{at}.children({_scope(step.detail[0])}, Scope.{step.scope.name})[1].sum(1).to(dtype)"
         case "spread":
             return _spread(program, step, tensors[0], at)
         case "reduce":
             tail = "" if step.scope > Scope.BATCH else ".reshape(())"
-            more = f"[{', '.join(tensors[1:])}]"
-            return f'_reduced("{step.detail[0]}", {tensors[0]}, *{_children(step, step.scope, at)}, {more}){tail}'
+            more = "".join(f", [{q}]" for q in bare[1:])
+            return f'_reduced("{step.detail[0]}", {bare[0]}, *{_children(step, step.scope, at)}{more}){tail}'
         case "unreduce":
             parent = program.steps[step.args[1]].scope
-            more = f"[{', '.join(tensors[3:])}]"
-            first = ", ".join(tensors[:3])
-            return f'_unreduced("{step.detail[0]}", {first}, *{_children(step, parent, at)}, {more})'
+            more = "".join(f", [{q}]" for q in bare[3:])
+            return f'_unreduced("{step.detail[0]}", {", ".join(bare[:3])}, *{_children(step, parent, at)}{more})'
         case "to_go" | "so_far":
-            return f"_discounted({tensors[0]}, {tensors[1]}, {at}, backward={step.op == 'so_far'})"
-        case "opposite" | "chosen" | "rejected":
+            return f"_discounted({bare[0]}, {bare[1]}, {at}, backward={step.op == 'so_far'})"
+        case op if op in PAIRED:
             return f'{tensors[0]}[pair_rows(at, batch["label"][rows], "{step.op}")]'
         case op if op in _INFIX:
             plain = [names[argument] for argument in step.args]
@@ -227,14 +197,14 @@ def _value(program: Program, step: Step, names: dict[int, str]) -> str:
             made = f"{plain[0]} {_INFIX[op]} {plain[1]}"
             return f"({made}).to(dtype)" if op in _TRUTHS else made
         case op:
-            return _CALLS.get(op, f"torch.{op}({{0}})").format(*tensors)
+            return _CALLS.get(op, f"torch.{op}({{0}})").format(*(tensors if op in _PREFIX else bare))
 
 
 def _load(name: str, world: str) -> str:
     at, batch = ("other", 'batch["mismatched"]') if world == MISMATCHED else ("at", "batch")
     if name in ("position", "last token"):
         return f"{at}.{name.split()[0]}.to(dtype)"
-    if name in _PER_TOKEN:
+    if name in LOG_PROBS:
         return f'{batch}["{name}"].detach()[rows][{at}.places].to(dtype)'
     return f'{batch}["{name}"][rows].to(dtype)'
 
@@ -253,35 +223,3 @@ def _children(step: Step, parent: Scope, at: str) -> str:
 
 def _scope(word: object) -> str:
     return f"Scope.{str(word).upper()}"
-
-
-# --- helpers, copied from the sources that grolang itself runs ------------------------------------------------
-
-_NEEDS = {
-    "reduce": ("_reduced", "_mean", "_neighbours"),
-    "unreduce": ("_unreduced", "_mean", "_neighbours"),
-    "to_go": ("_discounted",),
-    "so_far": ("_discounted",),
-    "chain": ("_chain",),
-    "opposite": ("pair_rows",),
-    "chosen": ("pair_rows",),
-    "rejected": ("pair_rows",),
-}
-
-
-def _helpers(program: Program, order: list[int]) -> str:
-    wanted = {name for index in order for name in _NEEDS.get(program.steps[index].op, ())}
-    scopes = [text for name, text in _definitions("grolang.language", "scopes.py").items() if name == "Scope"]
-    layout = [text for name, text in _definitions("grolang.compiler", "layout.py").items() if name == "Layout"]
-    rest = [text for name, text in _definitions("grolang.compiler", "execute.py").items() if name in wanted]
-    return "\n\n\n".join([*scopes, *layout, *rest]) + "\n"
-
-
-def _definitions(package: str, file: str) -> dict[str, str]:
-    """The top-level functions and classes of a source file, as text."""
-    text = files(package).joinpath(file).read_text(encoding="utf-8")
-    found = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found[node.name] = ast.get_source_segment(text, node) or ""
-    return found

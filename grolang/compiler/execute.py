@@ -246,14 +246,19 @@ class Run:
         """Which row each value is taken from."""
         self.need_groups(Scope.GROUP)
         label = self._load("label", MAIN)
-        index, there = self.layout.children(Scope.SEQUENCE, Scope.GROUP)
-        whole = (there.sum(1) == 2) & ((there & (label[index] > 0)).sum(1) == 1)
+        whole = whole_pairs(self.layout, label)
         if not bool(whole.all()):
             ids, _ = self.layout.groups
             bad = int(ids[int((~whole).nonzero()[0, 0])])
             message = f"group {bad} is not a pair: it needs one sequence with label +1 and one with label -1"
             raise GroError.plain(message, help="keep both responses of a pair in one batch", code="E904")
         return pair_rows(self.layout, label, op)
+
+
+def whole_pairs(layout: Layout, label: Tensor) -> Tensor:
+    """Whether each group is a pair [G]: one sequence with label +1 and one with label -1."""
+    index, there = layout.children(Scope.SEQUENCE, Scope.GROUP)
+    return (there.sum(1) == 2) & ((there & (label[index] > 0)).sum(1) == 1)
 
 
 def pair_rows(layout: Layout, label: Tensor, op: str) -> Tensor:
@@ -271,7 +276,7 @@ def pair_rows(layout: Layout, label: Tensor, op: str) -> Tensor:
 # --- reductions --------------------------------------------------------------------------------------------------
 
 
-def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Iterable[Tensor]) -> Tensor:
+def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Iterable[Tensor] = ()) -> Tensor:
     """[P]: the function over the children of each parent."""
     if index.shape[1] == 0:
         return x.new_zeros(index.shape[0]) if function == "sum" else x.new_full((index.shape[0],), torch.nan)
@@ -320,7 +325,7 @@ def _unreduced(
     adjoint: Tensor,
     index: Tensor,
     there: Tensor,
-    more: Iterable[Tensor],
+    more: Iterable[Tensor] = (),
 ) -> Tensor:
     """[n]: each child's share of the adjoint, summed over the parents that it belongs to."""
     values, count = x[index], there.sum(1).to(x.dtype)[:, None]
@@ -337,11 +342,13 @@ def _unreduced(
         case "max" | "min":
             best = there & (values == out)
             share = torch.where(best, adjoint / best.sum(1, keepdim=True), 0)
-        case _:
+        case "quantile":
             columns, _, _, part = _neighbours(values, there, count[:, 0], next(iter(more)))
             share = torch.zeros_like(values)
             share.scatter_add_(1, columns[:, :1], adjoint * (1 - part)[:, None])
             share.scatter_add_(1, columns[:, 1:], adjoint * part[:, None])
+        case _:
+            raise AssertionError(f"bug in grolang: no reduction `{function}`")
     # accumulate=True sums in a fixed order on every device
     return torch.zeros_like(x).index_put((index[there],), share[there], accumulate=True)
 

@@ -220,14 +220,14 @@ class Lowering:
         return total, build.apply("negate", slope)
 
 
-def lower(method: MethodIR) -> Program:
-    """The program of a method.
+def lower(method: MethodIR, *, settable: bool = False) -> Program:
+    """The program of a method; `settable`: one in which parameters that are not 0 may get other values.
 
     Outputs: `coefficient` [N], −∂loss/∂logp of each valid token; `score_coefficient`, the same without the
     penalty; `penalty`, its aggregated value; the components; each report as `report NAME`, one number; and
     `implicit_reward` [S], alpha · label · measure, where the data has labels.
     """
-    low = Lowering(method)
+    low = Lowering(method, Builder(settable=settable))
     with room_to_nest():
         outputs = estimator(low)
         outputs |= {f"report {name}": _mean(low, report.body) for name, report in method.reports.items()}

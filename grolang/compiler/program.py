@@ -85,10 +85,14 @@ class Program:
 
 
 class Builder:
-    """Writes steps, each once, and leaves out what cannot matter."""
+    """Writes steps, each once, and leaves out what cannot matter.
 
-    def __init__(self) -> None:
+    `settable`: parameters may get other values once the program is written, but for those that are 0.
+    """
+
+    def __init__(self, *, settable: bool = False) -> None:
         self.steps: list[Step] = []
+        self.settable = settable
         self._known: dict[Step, int] = {}
         self.span: Span | None = None
 
@@ -116,7 +120,8 @@ class Builder:
     def value(self, index: int) -> float | None:
         """The value of a step that is known before any batch."""
         step = self.steps[index]
-        return float(step.detail[-1]) if step.op in ("const", "param") else None
+        known = step.op == "const" or (step.op == "param" and (not self.settable or step.detail[-1] == 0))
+        return float(step.detail[-1]) if known else None
 
     def load(self, name: str, scope: Scope, world: str = MAIN) -> int:
         return self.emit("load", detail=(name,), scope=scope, world=world)

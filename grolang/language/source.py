@@ -61,6 +61,16 @@ class Span(BaseModel):
         return Span(file=self.file, start=self.start, end=other.end)
 
 
+def heading(text: str) -> list[str]:
+    """The comment lines at the head of a text, without their signs: where a method comes from."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    return lines
+
+
 def statements(text: str) -> Iterator[tuple[int, int]]:
     """The offsets [start, end) of each statement.
 

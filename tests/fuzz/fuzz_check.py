@@ -36,7 +36,7 @@ def one_input(data: bytes) -> None:
     if checked.method is None:
         return
     program = lower(checked.method)
-    compile(emit(checked.method, program), "fuzz", "exec")
+    compile(emit(checked.method), "fuzz", "exec")
     again = check(Source("fuzz.gro", format_text(text))).unwrap()
     assert lower(again).steps == program.steps, "formatting changed the program"
 

@@ -95,7 +95,7 @@ def test_a_question_may_set_a_parameter_that_only_the_second_method_has() -> Non
 )
 def test_the_emitted_file_keeps_signs_infinities_and_names_apart(lines: str) -> None:
     method, made, given = method_of(PROMPTS + lines + "\n"), dict[str, Any](), batch()
-    exec(compile(emit(method.ir, method.program), "emitted", "exec"), made)
+    exec(compile(emit(method.ir), "emitted", "exec"), made)
     assert torch.equal(made["coefficients"](as_dict(given)), method.coefficients(given))
 
 

@@ -337,3 +337,28 @@ def test_needs_say_which_parameter_drops_a_model() -> None:
 
     assert vanishing(check_file("grpo").unwrap()) == {"beta": ["reference model"]}
     assert vanishing(check_file("dpo").unwrap()) == {}
+
+
+# --- emit ---------------------------------------------------------------------------------------------------------
+
+
+def test_emit_prints_what_show_prints_and_takes_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "emit", "dpo")[1] == run(capsys, "show", "dpo", "--stage", "python")[1]
+    code, out, _ = run(capsys, "emit", "dpo", "--set", "beta=0.25")
+    assert code == 0 and "beta: float = 0.25" in out
+    assert run(capsys, "emit", "dpo", "--set", "betta=1")[0] == 1
+
+
+def test_emit_replaces_a_file_only_when_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dpo_loss.py").write_text("mine")
+    code, _, err = run(capsys, "emit", "dpo", "-o", "dpo_loss.py")
+    assert code == 2 and "`dpo_loss.py` is there already" in err and "--force" in err
+    assert Path("dpo_loss.py").read_text() == "mine"
+    assert run(capsys, "emit", "dpo", "-o", "dpo_loss.py", "--force") == (0, "wrote dpo_loss.py\n", "")
+    assert Path("dpo_loss.py").read_text() == run(capsys, "emit", "dpo")[1]
+    assert run(capsys, "emit", "dpo", "-o", "no/such/folder.py")[0] == 2
+
+
+def test_emit_imports_no_torch() -> None:
+    code = "import sys; from grolang.cli import main; main(['emit', 'dpo']); print('torch' in sys.modules)"
+    assert process("-c", code).stdout.endswith("False\n")

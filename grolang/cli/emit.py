@@ -1,0 +1,34 @@
+"""`grolang emit`: a method as one Python file for any trainer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def emit(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Where to write it; else the screen.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="A parameter's default: --set beta=0.2")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+) -> None:
+    """Print the compiled loss as one readable Python file that depends on torch alone, for any other trainer.
+
+    Parameters stay arguments of its functions, but for those that are 0: what they multiply is left out.
+    """
+    from grolang.cli.files import write_new
+    from grolang.cli.paint import say
+    from grolang.cli.run import assignments, number
+    from grolang.compiler import emit as compiler
+    from grolang.language import library
+    from grolang.language.checker import bound, check
+
+    source = library.find(file)
+    method = bound(check(source).unwrap(), assignments(setting, "--set", number))
+    text = compiler.emit(method, source.text)
+    if output is None:
+        say(text.rstrip("\n"))
+    else:
+        write_new(output, text, force=force)
+        say(f"wrote {output}")
