@@ -20,9 +20,10 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
 from grolang.runtime.examples import positions
 from grolang.runtime.interrupts import Interrupt, held_interrupts
-from grolang.runtime.metrics import Figures, MetricsFile, step_figures
+from grolang.runtime.journal import Journal, Seen
+from grolang.runtime.metrics import Figures, step_figures
 from grolang.runtime.output import as_json, describe, open_output, write_text
-from grolang.runtime.progress import View, comparison, say
+from grolang.runtime.progress import comparison, say
 from grolang.runtime.replay import write_batch
 from grolang.runtime.rollout import offline_samples
 from grolang.runtime.settings import RunSettings
@@ -77,6 +78,7 @@ class _Loop:
     saved: int = 0
     tokens: int = 0
     before: Figures = field(default_factory=dict)
+    seen: Seen | None = None  # the last step, as the method saw it
 
     @property
     def main(self) -> bool:
@@ -91,16 +93,12 @@ class _Loop:
             self.before, self.tokens = dict(state.before), state.num_tokens
             say(self.console, f"continuing after step {start}")
         self.step = self.saved = start
-        metrics = MetricsFile(self.output / "metrics.jsonl", start) if self.main else None
         try:
-            with View(self.console, settings.steps, start) as view:
-                self._steps(view, metrics)
+            with Journal(run, self.output, self.console, start) as journal:
+                self._steps(journal)
         except Exception:
             self._rescue()
             raise
-        finally:
-            if metrics is not None:
-                metrics.close()
         self._checkpoint()
         if self.step < settings.steps:
             self._save_model()
@@ -108,16 +106,16 @@ class _Loop:
             return Outcome(self.output, self.step, self.before, {}, interrupted=True)
         return self._finish()
 
-    def _steps(self, view: View, metrics: MetricsFile | None) -> None:
+    def _steps(self, journal: Journal) -> None:
         """Draw after draw, until all steps are taken or an interrupt asks to stop."""
         settings = self.run.settings
         while self.step < settings.steps and not self._stopping():
             for figures in self._draw(self.step // settings.updates):
                 self.step += 1
-                if metrics is not None:
-                    metrics.write(figures)
-                view.step(figures)
+                if self.seen is not None:
+                    journal.step(figures, self.seen)
             if settings.save_every and self.step - self.saved >= settings.save_every:
+                journal.flush()
                 self._checkpoint()
 
     def _stopping(self) -> bool:
@@ -188,6 +186,7 @@ class _Loop:
             )
         self.prepared.step()
         self.prepared.zero_grad()
+        self.seen = Seen(samples, batch, evaluation)
         figures = step_figures(samples, batch, evaluation, drawn=run.sampler is not None)
         self.tokens += int(figures["num_tokens"])
         ordered = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": float(norm), "learning_rate": rate}

@@ -128,8 +128,15 @@ class MetricsFile:
         except OSError as error:
             raise GroError.plain(f"cannot write {self.file.name}: {error.strerror}") from error
 
+    def flush(self) -> None:
+        """Force the lines to the disk."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise GroError.plain(f"cannot write {self.file.name}: {error.strerror}") from error
+
     def close(self) -> None:
-        os.fsync(self.file.fileno())
+        self.flush()
         self.file.close()
 
 

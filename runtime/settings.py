@@ -114,6 +114,7 @@ class OutputSettings(Panel):
     resume: bool = Field(False, description="Continue the run of the output folder.")
     save_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 saves at the end and at Ctrl-C.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    keep_samples: int = Field(1, ge=0, description="Samples of every Nth step are kept; 0 keeps none.")
 
 
 PANELS = (

@@ -168,6 +168,16 @@ def defaults() -> str:
     return markdown(("data", "steps", "batch", "lr", "lr with `--model`"), rows)
 
 
+def samples() -> str:
+    """The columns of the samples that a run keeps."""
+    from grolang.runtime.samples import COLUMNS
+
+    types = {"double": "number", "list<item: float>": "numbers", "list<item: int32>": "integers", "int32": "integer"}
+    types |= {"string": "text", "bool": "true or false"}
+    found = ((name, str(kind).replace("element", "item"), help) for name, (kind, help) in COLUMNS.items())
+    return markdown(("column", "type", "meaning"), [(code(name), types[kind], help) for name, kind, help in found])
+
+
 def errors() -> str:
     """A section per code: what it says, why, a bad and a good example."""
     parts = []
@@ -194,6 +204,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "settings": settings,
     "defaults": defaults,
+    "samples": samples,
     "value-side": value_side,
     "weight-side": weight_side,
 }

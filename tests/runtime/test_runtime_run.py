@@ -89,7 +89,8 @@ def test_every_method_runs_and_leaves_a_whole_folder(method: str, tiny: str, tmp
     }[kind]
     assert all(wanted <= line.keys() for line in found)
     assert {path.name for path in output.iterdir()} == {
-        "method.gro", "settings.toml", "versions.json", "metrics.jsonl", "evaluation.json", "model", "checkpoints",
+        "method.gro", "settings.toml", "versions.json", "metrics.jsonl", "samples", "evaluation.json", "model",
+        "checkpoints",
     }  # fmt: skip
     assert "safetensors" in " ".join(path.name for path in (output / "model").iterdir())
     assert AutoTokenizer.from_pretrained(output / "model").eos_token == "|end|"

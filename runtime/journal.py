@@ -1,0 +1,76 @@
+"""What a run writes down and shows while it goes on: metrics, samples, the view. The other processes keep none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from grolang import Batch, Evaluation
+from grolang.language.diagnostics import GroError
+from grolang.runtime.metrics import Figures, MetricsFile
+from grolang.runtime.progress import View
+from grolang.runtime.samples import SamplesFile, table
+from grolang.runtime.setup import Run
+from grolang.runtime.step import Sample
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A step as the method saw it."""
+
+    samples: Sequence[Sample]
+    batch: Batch
+    evaluation: Evaluation
+
+
+class Journal:
+    """A context manager around the steps of a run, which began (again) after `start` of them."""
+
+    def __init__(self, run: Run, output: Path, console: Console, start: int) -> None:
+        self.main = bool(run.engine.accelerator.is_main_process)
+        self.settings = run.settings
+        self.view = View(console, run.settings.steps, start)
+        self.decode = partial(_decode, run.encoder.tokenizer)
+        if self.main:
+            self.metrics = MetricsFile(output / "metrics.jsonl", start)
+            self.samples = SamplesFile(output, start)
+
+    def __enter__(self) -> Journal:
+        self.view.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.view.__exit__(kind, error, trace)
+        with suppress(GroError) if error is not None else nullcontext():  # the disk may be what failed
+            if self.main:
+                self.metrics.close()
+                self.samples.flush()
+
+    def step(self, figures: Figures, seen: Seen) -> None:
+        """Write a step down and show it."""
+        if not self.main:
+            return
+        number, every = int(figures["step"]), self.settings.keep_samples
+        self.metrics.write(figures)
+        if every and (number - 1) % every == 0:
+            self.samples.add(table(number, seen.samples, seen.batch, seen.evaluation, self.decode))
+        self.view.step(figures)
+
+    def flush(self) -> None:
+        """Before a checkpoint: what was written up to its step outlives a kill from now on."""
+        if self.main:
+            self.metrics.flush()
+            self.samples.flush()
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip: bool) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=skip))
