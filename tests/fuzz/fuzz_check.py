@@ -51,5 +51,5 @@ def seeds() -> str:
 
 if __name__ == "__main__":
     words = sys.argv if any(not word.startswith("-") for word in sys.argv[1:]) else [*sys.argv, seeds()]
-    atheris.Setup([*words, "-max_len=4096", "-timeout=5"], one_input)
+    atheris.Setup([*words, "-max_len=4096", "-timeout=60"], one_input)
     atheris.Fuzz()
