@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 from rich.console import Console
 
-from grolang.runtime.progress import say
+SAID = b"\nstopping after this step and saving; press Ctrl-C again to stop at once\n"
 
 
 @dataclass
@@ -30,7 +32,8 @@ def held_interrupts(console: Console) -> Iterator[Interrupt]:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
-        say(console, "stopping after this step and saving; press Ctrl-C again to stop at once")
+        if not console.quiet:
+            _tell()
 
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield interrupt
@@ -41,3 +44,9 @@ def held_interrupts(console: Console) -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell() -> None:
+    """Past Python's buffers: the signal may have come in the midst of a print, which cannot be entered twice."""
+    with suppress(OSError, ValueError, AttributeError):  # no such file, or one that is closed
+        os.write(sys.__stderr__.fileno(), SAID)  # type: ignore[union-attr]

@@ -146,9 +146,10 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny: str, tmp_path: Path, write: Wr
         "    return [0.0] * len(completions)\n"
     )
     data, score = write(rows_of("prompts")), {"correct": f"{tmp_path / 'stop.py'}:stop"}
+    before = signal.getsignal(signal.SIGINT)  # a shell starts a job in the background with SIGINT ignored
     out = run(tiny, tmp_path / "out", "rloo", data, steps=50, eval_rows=0, score=score)
     assert out.interrupted and out.steps == 5
-    assert weights(tmp_path / "out") and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert weights(tmp_path / "out") and signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
 
 
