@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 
 from grolang.language.diagnostics import GroError
+from grolang.runtime.names import check_hub, is_path
 
 Record = Mapping[str, Any]
 
@@ -69,7 +70,7 @@ def open_rows(name: str) -> Rows:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a broken file is told below, once
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of every local file that is read
     path = Path(name)
-    if not path.exists() and path.suffix not in READERS and not path.is_absolute():
+    if not is_path(name):
         return Rows(name, _from_hub(name))
     if not path.exists():
         raise GroError.plain(f"there is no file {name}", help="check the path that --data or --eval-data gives")
@@ -92,11 +93,13 @@ def open_rows(name: str) -> Rows:
 
 
 def _from_hub(name: str) -> datasets.Dataset:
+    if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+        check_hub(name, "file")
     try:
         return datasets.load_dataset(name, split="train")
     except Exception as error:
-        message = f"there is no file {name}, and as a hub data set it cannot be loaded: {_cause(error)}"
-        raise GroError.plain(message, help="check the path that --data or --eval-data gives") from error
+        message = f"there is no file {name}, and no hub data set of that name can be loaded: {_cause(error)}"
+        raise GroError.plain(message, help="check the name; a path may start with ./") from error
 
 
 def _cause(error: BaseException) -> str:
@@ -162,6 +165,24 @@ def check_rows(rows: Rows, kind: str) -> None:
     refuse(rows, list(faults))
 
 
+def check_filled(rows: Rows, column: str, reader: str) -> None:
+    """Every row has a value in a column that `reader` reads; a missing one must not count as a wrong one."""
+    values = rows.dataset[column]
+    faults = [
+        (row, f"`{column}` is missing, and {reader} reads it") for row, value in enumerate(values) if _blank(value)
+    ]
+    refuse(rows, faults)
+
+
+def _blank(value: object) -> bool:
+    """A CSV file has no other way to leave a value out than an empty text."""
+    return _none(value) or (isinstance(value, str) and not value.strip())
+
+
+def _none(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def refuse(rows: Rows, faults: Sequence[tuple[int, str]]) -> None:
     """Raise the first few faults with their places; nothing where there are none."""
     if not faults:
@@ -188,7 +209,7 @@ def _fault(kind: str, record: Record) -> str | None:
 
 
 def _shown(value: object) -> str:
-    return "missing" if value is None or (isinstance(value, float) and math.isnan(value)) else repr(value)
+    return "missing" if _none(value) else repr(value)
 
 
 def as_label(value: object) -> float | None:

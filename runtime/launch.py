@@ -42,6 +42,9 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
     if "group" in given and method.data[0] != "prompts":
         help = "leave it out: the rows are the completions"
         raise GroError.plain(f"--group: `{method.name}` draws no completions", help=help)
+    if group == 1 and method.data == ("prompts",) and method.needs.others:
+        message = f"a group of one: `{method.name}` reduces `over others`, and one completion is drawn for each prompt"
+        raise GroError.plain(message, help="give --group 2 or more", code="E903")
     groups = isinstance(group, int) and group > 1 and method.data[0] == "prompts"
     return method, read_settings("prompts in groups" if groups else method.data[0], given)
 

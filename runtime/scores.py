@@ -80,6 +80,7 @@ class Scorer:
     name: str
     source: str
     function: ScoreFunction
+    reads: tuple[str, ...] = ()  # columns that must have a value in every row
 
     def __call__(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[float]:
         """The score of every completion; an error names the function and the row where it fails to give one."""
@@ -179,7 +180,7 @@ def _scorer(name: str, default: str | None, given: str | None, columns: Sequence
                 f"the score {head} reads the column {', '.join(missing)}; the data has {there}",
                 help=f"add the column, or another score with --score {name}=FILE.py:FUNCTION",
             )
-        return Scorer(name, head, function)
+        return Scorer(name, head, function, needed)
     path, _, attribute = source.rpartition(":")
     if Path(path).suffix != ".py":
         known = ", ".join([*BUILTINS, *(f"{one}:PATTERN" for one in WITH_OPTION)])

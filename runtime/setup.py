@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from grolang import Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
-from grolang.runtime.data import COLUMNS, Rows, check_columns, check_rows, open_rows
+from grolang.runtime.data import COLUMNS, Rows, check_columns, check_filled, check_rows, open_rows
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
+from grolang.runtime.names import check_folder
 from grolang.runtime.policy import Policy, check_head, frozen_copy, load_model, load_tokenizer, window
 from grolang.runtime.rollout import Sampler
 from grolang.runtime.scores import Scorer, find_scorers
@@ -44,6 +45,9 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
     """Everything is read and checked; nothing is trained or written."""
     kind, drawn = method.data[0], method.data[0] == "prompts"
     path = settings.model or str(defaults.model_path())
+    check_folder(path, "--model")
+    if settings.reference is not None:
+        check_folder(settings.reference, "--reference")
     encoder = Encoder(load_tokenizer(path, trust_remote_code=settings.trust_remote_code))
     files = [_checked(name, part) for name, part in zip(data_files(method.data, settings), method.data, strict=True)]
     scorers = _scorers(method, settings, files[0], drawn=drawn)
@@ -96,12 +100,20 @@ def _checked(name: str, kind: str) -> Rows:
 
 def _scorers(method: Method, settings: RunSettings, rows: Rows, *, drawn: bool) -> tuple[Scorer, ...]:
     wanted = {name: score.builtin for name, score in method.scores.items()}
-    return tuple(find_scorers(wanted, settings.score, rows.columns, drawn=drawn))
+    return _filled(find_scorers(wanted, settings.score, rows.columns, drawn=drawn), rows)
+
+
+def _filled(scorers: Sequence[Scorer], rows: Rows) -> tuple[Scorer, ...]:
+    """The scorers, each of which finds what it reads in every row."""
+    for scorer in scorers:
+        for column in scorer.reads:
+            check_filled(rows, column, f"the score {scorer.source}")
+    return tuple(scorers)
 
 
 def _answers(rows: Rows) -> tuple[Scorer, ...]:
     """What marks completions of rows with an answer, where the method itself has no scores for them."""
-    return tuple(find_scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True))
+    return _filled(find_scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True), rows)
 
 
 def _hold_out(examples: Examples, settings: RunSettings, limits: Limits) -> tuple[Examples, Examples | None]:

@@ -18,7 +18,8 @@ class Needs:
     `scope` is the finest part of the step that must be there before a coefficient is known from the current
     log-probs: "none" (known before the policy runs), "token", "sequence", "group" or "batch".
     `old_scope` is the same in the first update after a draw, where `logp_old` is `logp` too; `mismatched_scope` for
-    the log-probs of the mismatched completions.
+    the log-probs of the mismatched completions. `others`: something is reduced over the rest of a group, which must
+    then have two sequences.
     """
 
     reference: bool
@@ -27,6 +28,7 @@ class Needs:
     entropy: bool
     old: bool
     sampler: bool
+    others: bool
     scores: tuple[str, ...]
     scope: str
     old_scope: str
@@ -48,7 +50,7 @@ class Needs:
 def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
     """Read off the steps that the coefficients, the loss's value and the reports use."""
     wanted = ["coefficient", "penalty", *(name for name in program.outputs if name.startswith("report "))]
-    loads = program.loads(*wanted)
+    loads, used = program.loads(*wanted), program.reachable(*wanted)
     names = {name for name, _ in loads}
     return Needs(
         reference="logp_ref" in names,
@@ -57,6 +59,7 @@ def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
         entropy="entropy" in names,
         old="logp_old" in names,
         sampler="logp_sampler" in names,
+        others=any(program.steps[index].op == "reduce" and program.steps[index].detail[2] for index in used),
         scores=tuple(name for name in score_names if name in names or f"greedy {name}" in names),
         scope=_extent(program, MAIN, CURRENT),
         old_scope=_extent(program, MAIN, (*CURRENT, "logp_old")),

@@ -88,7 +88,8 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declara
     if any(finding.code == "E104" for finding in findings):
         return None, declared
     data = _data(declared, findings)
-    elaborator = Elaborator(declared, data, findings)
+    group = _group(declared, data, findings)
+    elaborator = Elaborator(declared, data, findings, alone=group == 1 and data == ("prompts",))
     parameters = _whole({name: parameter(name, st, findings) for name, st in declared.of_kind("param")})
     scores = {name: score(name, statement, findings) for name, statement in declared.of_kind("score")}
     _require_reward(declared, findings)
@@ -99,7 +100,6 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declara
     for name, _ in declared.of_kind("definition"):
         elaborator.define(name)
     aggregate = aggregation(declared, elaborator, findings)
-    group = _group(declared, data, findings)
     reports = _whole({name: _report(name, st, elaborator) for name, st in declared.of_kind("report")})
     laws = _whole({name: law(name, st, elaborator, findings) for name, st in declared.laws.items()})
     definitions = _whole(elaborator.definitions)

@@ -227,6 +227,13 @@ CODES: dict[str, Code] = {
         'method mine "Mine"\ndata prompts\nscore correct = exactmatch\nreward = correct\n',
         'method mine "Mine"\ndata prompts\nscore correct = exact_match\nreward = correct\n',
     ),
+    "E406": Code(
+        "No others in a group of one",
+        "`over others` leaves the sequence itself out, and `group 1` draws one completion for each prompt.",
+        "The mean of no values is not defined; every step would fail.",
+        _prompts("group 1", "reward = correct", "baseline = mean(reward over others)"),
+        _prompts("group 2", "reward = correct", "baseline = mean(reward over others)"),
+    ),
     # --- E5: values -------------------------------------------------------------------------------------------------
     "E501": Code(
         "Parameter outside of its bounds",

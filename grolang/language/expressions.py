@@ -70,9 +70,12 @@ class Binding:
 class Elaborator:
     """Turns trees into expressions. A tree with a mistake becomes None, after one finding; None spreads silently."""
 
-    def __init__(self, declared: Declarations, data: tuple[str, ...], findings: Findings) -> None:
+    def __init__(
+        self, declared: Declarations, data: tuple[str, ...], findings: Findings, *, alone: bool = False
+    ) -> None:
         self.declared = declared
         self.data = data
+        self.alone = alone  # whether the file says that a group is one completion
         self.findings = findings
         self.definitions: dict[str, Definition | None] = {}
         self.in_law = False
@@ -392,6 +395,9 @@ class Elaborator:
                 f"`over {axis}` needs groups", self._span(axis_word), "use `over batch`, or data with groups"
             )
             return None
+        if axis == "others" and self.alone and not self.in_law:
+            self._no_others(self._span(axis_word))
+            return None
         if not has_axis(value.scope, axis):
             self._no_axis(word, trees[0], value, axis)
             return None
@@ -405,6 +411,12 @@ class Elaborator:
             axis=axis,
             arguments=(value, *rest),
         )
+
+    def _no_others(self, span: Span) -> None:
+        statement = self.declared.one("group")
+        notes = [] if statement is None else [(statement.span_of(leaf(statement)), "one completion for each prompt")]
+        help = "write `group 2` or more, or reduce `over batch`"
+        self.findings.add("E406", "a group of one has no others", span, label="nothing is left", notes=notes, help=help)
 
     def _no_axis(self, word: Token, tree: Tree[Token], value: Expr, axis: str) -> None:
         verb = {"max": "take the largest of", "min": "take the smallest of", "quantile": "take a quantile of"}

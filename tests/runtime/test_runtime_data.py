@@ -13,8 +13,9 @@ import pytest
 from conftest import TEMPLATE, Write, rows_of, tokenizer
 
 from grolang import GroError
-from grolang.runtime.data import broken_line, check_columns, check_rows, open_rows
+from grolang.runtime.data import broken_line, check_columns, check_filled, check_rows, open_rows
 from grolang.runtime.examples import Encoder, Limits, load_examples, positions, with_demonstrations
+from grolang.runtime.names import check_folder
 
 ENCODER = Encoder(tokenizer())
 END = ENCODER.end
@@ -54,6 +55,45 @@ def test_reading_a_file_asks_no_server(write: Write, monkeypatch: pytest.MonkeyP
 
 def test_a_missing_file() -> None:
     assert "there is no file nowhere.jsonl" in complaint("nowhere.jsonl", "prompts")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./rows", "/nowhere/rows", "rows.parquet", "two words", "here/rows"])
+def test_what_can_only_be_a_path_is_looked_up_nowhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = list[object]()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: asked.append(words))
+    assert f"there is no file {name}\n help: check the path" in complaint(name, "prompts")
+    with pytest.raises(GroError, match=f"there is no folder {name}\n help: check the path that --model gives"):
+        check_folder(name, "--model")
+    assert not asked
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+
+    def nobody(*words: Any, **_: Any) -> None:
+        asked.append(words)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    assert "there is no file some/rows here, and the hub cannot be reached" in complaint("some/rows", "prompts")
+    with pytest.raises(GroError, match="there is no folder a-model here, and the hub cannot be reached"):
+        check_folder("a-model", "--model")
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_missing_answer_has_its_row(name: str, tmp_path: Path) -> None:
+    made = datasets.Dataset.from_list([{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}])
+    path = tmp_path / name
+    made.to_json(path) if name.endswith("jsonl") else made.to_csv(path, index=False)
+    place = f"{path}:2" if name.endswith("jsonl") else f"{path}, row 2"
+    with pytest.raises(GroError) as caught:
+        check_filled(open_rows(str(path)), "answer", "the score exact_match")
+    assert f"{place}: `answer` is missing, and the score exact_match reads it" in str(caught.value)
 
 
 def test_an_empty_file_and_one_of_blank_lines(write: Write) -> None:

@@ -180,7 +180,9 @@ def test_resolved_settings_repeat_the_run(tiny: str, tmp_path: Path, write: Writ
         ({"stesp": 3}, "there is no setting `stesp`"),
         ({"set": {"betta": 0.1}}, "betta"),
         ({"data": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
-        ({"model": "nowhere/at all"}, "no tokenizer can be loaded from nowhere/at all"),
+        ({"model": "nowhere/at all"}, "there is no folder nowhere/at all\n help: check the path that --model gives"),
+        ({"model": __file__}, "test_runtime_run.py is a file"),
+        ({"method": "rloo", "group": 1}, "error[E903]: a group of one: `rloo` reduces `over others`"),
         ({"score": {"x": "length"}}, "the method has no score of that name"),
         ({"max_completion": 62}, "the model's window is 64"),
         ({"resume": True}, "holds no run to resume"),
@@ -190,7 +192,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     flags: dict[str, Any], said: str, tiny: str, tmp_path: Path, write: Write
 ) -> None:
     with pytest.raises(GroError) as caught:
-        run(tiny, tmp_path / "out", "grpo", **({"data": write(rows_of("prompts"))} | flags))
+        run(tiny, tmp_path / "out", **({"method": "grpo", "data": write(rows_of("prompts"))} | flags))
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
 
