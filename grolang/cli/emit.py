@@ -22,7 +22,8 @@ def emit(
     from grolang.cli.run import assignments, number
     from grolang.compiler import emit as compiler
     from grolang.language import library
-    from grolang.language.checker import bound, check
+    from grolang.language.checker import check
+    from grolang.language.parameters import bound
 
     source = library.find(file)
     method = bound(check(source).unwrap(), assignments(setting, "--set", number))

@@ -64,7 +64,7 @@ def emit(method: MethodIR, text: str = "") -> str:
     """
     program = lower(method, settable=True)
     order = program.reachable("coefficient")
-    arguments = _arguments(method)
+    arguments = _arguments(method, program, order)
     parameters = {arguments[name]: _number(method.parameters[name].value) for name in arguments}
     names = _names(program, order, arguments)
     lines = _lines(program, order, names)
@@ -119,10 +119,11 @@ def _bare(text: str) -> str:
     return text[1:-1] if text[:1] == "(" else text
 
 
-def _arguments(method: MethodIR) -> dict[str, str]:
-    """The Python name of each parameter that stays one."""
-    taken = set(OWN_NAMES)
-    return {name: _free(name, taken) for name, row in method.parameters.items() if row.value != 0}
+def _arguments(method: MethodIR, program: Program, order: list[int]) -> dict[str, str]:
+    """The Python name of each parameter that is used and not 0."""
+    taken, steps = set(OWN_NAMES), [program.steps[index] for index in order]
+    used = {step.detail[0] for step in steps if step.op == "param"}
+    return {name: _free(name, taken) for name, row in method.parameters.items() if name in used and row.value != 0}
 
 
 def _free(wanted: str, taken: set[str]) -> str:

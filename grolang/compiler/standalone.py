@@ -21,8 +21,8 @@ from grolang.language.source import heading
 
 #: names that the file uses itself
 OWN_NAMES = frozenset(
-    """batch mask dtype number rows at other whole row slot c torch F Tensor IntEnum Scope Layout cached_property loss
-    coefficients pair_rows whole_pairs float dict annotations bool ValueError Iterable _chain _reduced _mean
+    """batch mask dtype number rows at other whole row slot held torch F Tensor IntEnum Scope Layout cached_property
+    loss coefficients pair_rows whole_pairs float dict annotations bool ValueError Iterable _chain _reduced _mean
     _neighbours _unreduced _discounted""".split()  # noqa: SIM905
 )
 
@@ -58,14 +58,14 @@ from __future__ import annotations
 {imports}
 
 
-def loss(batch: dict{parameters}) -> Tensor:
-    """−Σ c · logp with the coefficients c held fixed."""
-    c = coefficients(batch{passed})
-    return -torch.where(batch["mask"], c * batch["logp"], 0).sum()
+def loss({parameters}) -> Tensor:
+    """−Σ c · logp with the coefficients c, which are held fixed."""
+    held = coefficients({passed})
+    return -torch.where(batch["mask"], held * batch["logp"], 0).sum()
 
 
 @torch.no_grad()
-def coefficients(batch: dict{parameters}) -> Tensor:
+def coefficients({parameters}) -> Tensor:
     """[S, T]: −∂loss/∂logp."""
     mask = batch["mask"]
     dtype = torch.float64 if batch["logp"].dtype == torch.float64 else torch.float32
@@ -101,7 +101,7 @@ def file_of(
         frame = _FILE
     helpers = _helpers(program, body)
     order = program.reachable("coefficient")
-    signature = "".join(f", {name}: float = {value}" for name, value in parameters.items())
+    signature = [f"{name}: float = {value}" for name, value in parameters.items()]
     used = [line for word, line in _IMPORTS if re.search(rf"\b{word}\b", helpers)]
     torches = ["import torch", "from torch import Tensor"]
     torches += ["from torch.nn import functional as F"] if re.search(r"\bF\.", body + helpers) else []
@@ -115,11 +115,20 @@ def file_of(
         settings=_settings(method, parameters),
         tensors="\n".join(_tensors(method, program, order)),
         imports="\n".join([*sorted(used), "", *torches]).strip("\n"),
-        parameters=f", *{signature}" if parameters else "",
-        passed="".join(f", {name}={name}" for name in parameters),
+        parameters=_listed(["batch: dict", *(["*"] if parameters else []), *signature]),
+        passed=_listed(["batch", *(f"{name}={name}" for name in parameters)], 8),
         steps=body,
         helpers=helpers,
     )
+
+
+def _listed(words: list[str], indent: int = 4) -> str:
+    """Arguments on one line, or on a line each where they are many."""
+    line = ", ".join(words)
+    if len(line) <= 90:
+        return line
+    start = "\n" + " " * indent
+    return "".join(f"{start}{word}," for word in words) + start[:-4]
 
 
 def _settings(method: MethodIR, parameters: Mapping[str, str]) -> str:

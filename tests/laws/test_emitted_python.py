@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import keyword
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +36,10 @@ def emitted(method: grolang.Method) -> dict[str, Any]:
     return made
 
 
-def _python(values: dict[str, float]) -> dict[str, float]:
-    """A keyword of Python gets a `_`."""
-    return {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in values.items()}
+def accepted(made: dict[str, Any], values: dict[str, float]) -> dict[str, float]:
+    """The parameters that the file takes; a keyword of Python, or a name that the file uses itself, gets a `_`."""
+    spelled = values | {f"{name}_": value for name, value in values.items()}
+    return {name: spelled[name] for name in list(inspect.signature(made["loss"]).parameters)[1:]}
 
 
 def moved(method: grolang.Method) -> dict[str, float]:
@@ -60,7 +61,7 @@ def test_the_emitted_file_gives_the_same_coefficients_and_gradient(name: str) ->
         assert batch.logp is not None
         expected, given_ = method.coefficients(batch), as_dict(batch)
         assert torch.equal(made["coefficients"](given_), expected)
-        assert torch.equal(made["coefficients"](given_, **_python(other)), replaced.coefficients(batch))
+        assert torch.equal(made["coefficients"](given_, **accepted(made, other)), replaced.coefficients(batch))
         given_["logp"] = batch.logp.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(made["loss"](given_), given_["logp"])
         assert torch.equal(gradient, -expected)
