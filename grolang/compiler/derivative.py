@@ -66,6 +66,9 @@ def _shares(build: Builder, index: int, adjoint: int, live: set[int]) -> list[tu
                     build.emit("opposite", [build.spread(adjoint, Scope.SEQUENCE)], scope=Scope.SEQUENCE),
                 )
             ]
+        case "swapped":
+            place = build.spread(adjoint, Scope.COMPARISON)
+            return [(args[0], build.emit("swapped", [place], scope=Scope.COMPARISON))]
         case "chosen" | "rejected":
             mine = build.apply(
                 "greater" if step.op == "chosen" else "less",

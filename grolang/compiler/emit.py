@@ -191,6 +191,8 @@ def _value(program: Program, step: Step, names: dict[int, str]) -> str:
             return f"_discounted({bare[0]}, {bare[1]}, {at}, backward={step.op == 'so_far'})"
         case op if op in PAIRED:
             return f'{tensors[0]}[pair_rows(at, batch["label"][rows], "{step.op}")]'
+        case "swapped":
+            return f"{tensors[0]}[at.swapped]"
         case op if op in _INFIX:
             plain = [names[argument] for argument in step.args]
             if all(program.steps[argument].op in ("const", "param") for argument in step.args):

@@ -154,6 +154,8 @@ class Run:
                 return _discounted(args[0], args[1], self._in(step.world), backward=step.op == "so_far")
             case "opposite" | "chosen" | "rejected":
                 return args[0][self._pair(step.op)]
+            case "swapped":
+                return args[0][self.layout.swapped]
             case op:
                 return ELEMENTWISE[op](*args)
 
@@ -219,7 +221,7 @@ class Run:
 
     def need_groups(self, *scopes: Scope) -> None:
         """Where one of these scopes is that of groups, the batch must say which sequences belong together."""
-        if Scope.GROUP in scopes and self.batch.group is None:
+        if not {Scope.GROUP, Scope.COMPARISON}.isdisjoint(scopes) and self.batch.group is None:
             raise self.missing("group")
 
     def _spread(self, value: Tensor, scope: Scope, to: Scope, layout: Layout) -> Tensor:

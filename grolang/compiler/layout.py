@@ -2,6 +2,8 @@
 
 Values live without padding: [N] valid tokens, [R] rows that are not padding, [G] groups. So no masked slot ever
 takes part in arithmetic, and whatever stands there, NaN included, cannot reach a result.
+
+A comparison is an ordered pair of sequences of one group; it belongs to the first of them. There are Σ K (K - 1).
 """
 
 from __future__ import annotations
@@ -50,7 +52,22 @@ class Layout:
         ids, index = torch.unique(self._group, return_inverse=True)
         return ids, index
 
+    @cached_property
+    def comparisons(self) -> tuple[Tensor, Tensor]:
+        """The two rows of each comparison, ordered by the first and then the second."""
+        mates, there = self._others(Scope.SEQUENCE)
+        own = torch.arange(mates.shape[0], device=mates.device)[:, None].expand_as(mates)
+        return own[there], mates[there]
+
+    @cached_property
+    def swapped(self) -> Tensor:
+        """The index of each comparison the other way round."""
+        own, other = self.comparisons
+        return torch.argsort(other * self.size(Scope.SEQUENCE) + own)
+
     def size(self, scope: Scope) -> int:
+        if scope is Scope.COMPARISON:
+            return self.comparisons[0].numel()
         if scope is Scope.TOKEN:
             return self.places[0].numel()
         if scope is Scope.SEQUENCE:
@@ -61,21 +78,23 @@ class Layout:
         """The index of each child's parent."""
         if parent <= Scope.BATCH:
             return torch.zeros(self.size(child), dtype=torch.long, device=self.mask.device)
-        if child is Scope.TOKEN:
-            row = self.places[0]
+        if child in (Scope.TOKEN, Scope.COMPARISON):
+            row = self.places[0] if child is Scope.TOKEN else self.comparisons[0]
             return row if parent is Scope.SEQUENCE else self.groups[1][row]
         return self.groups[1]
 
     def children(self, child: Scope, parent: Scope, others: bool = False) -> tuple[Tensor, Tensor]:
         """The children of each parent: indices [P, W] and which of them are there.
 
-        With `others`, parents are sequences and their children those of the rest of their group.
+        With `others`, parents are sequences and their children those of the rest of their group, or, of comparisons,
+        their own.
         """
         key = (child, parent, others)
         if key not in self._children:
-            self._children[key] = (
-                self._others(child) if others else self._table(self.parent(child, parent), self.size(parent))
-            )
+            if others and child is not Scope.COMPARISON:
+                self._children[key] = self._others(child)
+            else:
+                self._children[key] = self._table(self.parent(child, parent), self.size(parent))
         return self._children[key]
 
     def _table(self, parent: Tensor, parents: int) -> tuple[Tensor, Tensor]:

@@ -132,6 +132,8 @@ class Lowering:
         return build.apply("choose", shown, now, build.load("logp_old", Scope.TOKEN))
 
     def _reduce(self, expr: Reduce, world: str) -> int:
+        if expr.arguments[0].scope is Scope.COMPARISON:
+            return self._compare(expr)
         value, *more = (self.expression(argument, world) for argument in expr.arguments)
         # A group's value over the batch counts once for each of the group's sequences.
         child = max(expr.arguments[0].scope, Scope.SEQUENCE)
@@ -139,6 +141,31 @@ class Lowering:
         return self.builder.reduce(
             expr.function, value, child, parent, *more, others=expr.axis == "others", world=world
         )
+
+    def _compare(self, expr: Reduce) -> int:
+        """Over the others of a value that `own` is part of."""
+        value, *more = self._versus(expr.arguments[0]), *(self.expression(q) for q in expr.arguments[1:])
+        return self.builder.reduce(expr.function, value, Scope.COMPARISON, Scope.SEQUENCE, *more, others=True)
+
+    def _versus(self, expr: Expr) -> int:
+        """At each comparison: what is `own` is that of the sequence itself, the rest that of the other one."""
+        build = self.builder
+        before, build.span = build.span, expr.span
+        try:
+            if expr.scope < Scope.COMPARISON:
+                value = self.expression(expr)
+                if build[value].scope < Scope.SEQUENCE:
+                    return value
+                return build.emit("swapped", [build.spread(value, Scope.COMPARISON)], scope=Scope.COMPARISON)
+            assert isinstance(expr, Call), "bug in grolang: no comparison is a name"
+            if expr.function == "own":
+                return build.spread(self.expression(expr.arguments[0]), Scope.COMPARISON)
+            args = [self._versus(argument) for argument in expr.arguments]
+            if expr.function == "sg":
+                return build.emit("stop", args, scope=Scope.COMPARISON)
+            return build.apply(expr.function, *args)
+        finally:
+            build.span = before
 
     def _call(self, expr: Call, world: str) -> int:
         build = self.builder

@@ -81,7 +81,7 @@ def vanishing(method: MethodIR) -> dict[str, list[str]]:
 
 def _extent(program: Program, world: str, current: tuple[str, ...]) -> str:
     """How far what the current policy gives in a world spreads before it reaches a coefficient."""
-    none = Scope.TOKEN + 1  # finer than any: nothing of the current policy
+    none = max(Scope) + 1  # finer than any: nothing of the current policy
     extents: dict[int, int] = {}
     for index in program.reachable("coefficient"):
         step = program.steps[index]
@@ -92,7 +92,7 @@ def _extent(program: Program, world: str, current: tuple[str, ...]) -> str:
             match step.op:
                 case "to_go" | "so_far":
                     extent = min(extent, Scope.SEQUENCE)
-                case "opposite" | "chosen" | "rejected":
+                case "opposite" | "chosen" | "rejected" | "swapped":
                     extent = min(extent, Scope.GROUP)
                 case "reduce" | "unreduce":
                     joint = Scope.GROUP if step.detail[2] else _parent(program, index)

@@ -40,6 +40,7 @@ class Step:
     chain       ()                               a * b, and 0 where a is 0 whatever b is
     to_go       ()                               sum over k >= t of g^(k-t) x_k; so_far: over k <= t
     opposite …  ()                               forms that pick rows of a pair
+    swapped     ()                               of each comparison, the value of the one the other way round
     NAME        ()                               a row of the table of functions
     =========== ================================ =====================================================
     """

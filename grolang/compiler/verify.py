@@ -61,6 +61,8 @@ def _fault(step: Step, args: list[Step]) -> str | None:
         case "opposite" | "chosen" | "rejected":
             gives = Scope.SEQUENCE if step.op == "opposite" else Scope.GROUP
             return None if scopes == [Scope.SEQUENCE] and step.scope is gives else "picks from no pair"
+        case "swapped":
+            return None if scopes == [step.scope] == [Scope.COMPARISON] else "swaps no comparisons"
         case "chain":
             arity = 2
         case op if op in FUNCTIONS:

@@ -218,6 +218,9 @@ class _Analysis:
                 return False, False
             case Call(function="mismatched"):
                 return False, True
+            case Call(function="own"):
+                # Seen from the others: `over others` turns it round.
+                return False, any(self._depends(expr.arguments[0]))
             case Call():
                 parts = [self._depends(argument) for argument in expr.arguments]
                 return any(own for own, _ in parts), any(cross for _, cross in parts)

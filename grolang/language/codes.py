@@ -191,6 +191,13 @@ CODES: dict[str, Code] = {
         'method mine "Mine"\ndata unpaired\nreward = label\nreport kl = mismatched(label * sum(logp over tokens))\n',
         'method mine "Mine"\ndata unpaired\nreward = label\nreport kl = label * mismatched(sum(logp over tokens))\n',
     ),
+    "E308": Code(
+        "`own` in the wrong place",
+        "`own(x)` stands outside of a reduction over others, or beside a value per token.",
+        "Over the others, a plain value is that of the other sequence; `own` is that of the sequence itself.",
+        _prompts("reward = correct", "report rank = mean(correct > own(correct) over group)"),
+        _prompts("reward = correct", "report rank = sum(correct > own(correct) over others)"),
+    ),
     # --- E4: data ---------------------------------------------------------------------------------------------------
     "E401": Code(
         "Not in this data",

@@ -82,6 +82,7 @@ class Elaborator:
         self._stack: list[tuple[str, Span]] = []
         self._statement: Statement | None = None
         self._binding: Binding | None = None
+        self._axis = ""  # of the innermost reduction around the tree that is read
 
     # --- names ------------------------------------------------------------------------------------------------
 
@@ -159,12 +160,12 @@ class Elaborator:
         self, statement: Statement, tree: Tree[Token] | Token | None, binding: Binding | None = None
     ) -> Expr | None:
         """Check one tree of a statement."""
-        before = self._statement, self._binding
-        self._statement, self._binding = statement, binding
+        before = self._statement, self._binding, self._axis
+        self._statement, self._binding, self._axis = statement, binding, ""
         try:
             return self._expression(tree)
         finally:
-            self._statement, self._binding = before
+            self._statement, self._binding, self._axis = before
 
     def _expression(self, tree: Tree[Token] | Token | None) -> Expr | None:
         assert isinstance(tree, Tree), "bug in grolang: the grammar gave no tree for an expression"
@@ -293,7 +294,7 @@ class Elaborator:
     def _call(self, function: str, arguments: Iterable[Expr | None], span: Span) -> Expr | None:
         made = tuple(arguments)
         whole = tuple(argument for argument in made if argument is not None)
-        if len(whole) < len(made):
+        if len(whole) < len(made) or self._unlike(whole, span):
             return None
         flows = FUNCTIONS[function].derivative
         live = any(argument.live for argument, flow in zip(whole, flows) if flow is not None)
@@ -304,6 +305,18 @@ class Elaborator:
             function=function,
             arguments=whole,
         )
+
+    def _unlike(self, parts: tuple[Expr, ...], span: Span) -> bool:
+        """Whether a token value meets a comparison of sequences; a finding if so."""
+        tokens = [part for part in parts if part.scope is Scope.TOKEN]
+        if not tokens or all(part.scope is not Scope.COMPARISON for part in parts):
+            return False
+        assert self._statement is not None
+        text = self._statement.source.quoted(tokens[0].span)
+        message = f"`own` compares sequences; `{text}` has one value per token"
+        help = f"say how its tokens count: `sum({text} over tokens)`"
+        self.findings.add("E308", message, tokens[0].span, label="token", help=help)
+        return True
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -380,8 +393,8 @@ class Elaborator:
         row = REDUCTIONS[name]
         if not self._counted(word, len(trees), ("x", "q")[: row.arguments]):
             return None
-        values = [self._expression(argument) for argument in trees]
         axis = str(axis_word)
+        values = [self._inside(axis, argument) for argument in trees]
         if axis not in REDUCED:
             near = nearest(axis, REDUCED)
             help = f"did you mean `{near}`?" if near else f"the axes are {listed(REDUCED)}"
@@ -418,6 +431,14 @@ class Elaborator:
         help = "write `group 2` or more, or reduce `over batch`"
         self.findings.add("E406", "a group of one has no others", span, label="nothing is left", notes=notes, help=help)
 
+    def _inside(self, axis: str, tree: Tree[Token]) -> Expr | None:
+        """An argument of a reduction over this axis."""
+        before, self._axis = self._axis, axis
+        try:
+            return self._expression(tree)
+        finally:
+            self._axis = before
+
     def _no_axis(self, word: Token, tree: Tree[Token], value: Expr, axis: str) -> None:
         verb = {"max": "take the largest of", "min": "take the smallest of", "quantile": "take a quantile of"}
         what = {"tokens": "tokens", "group": "the group", "others": "the others", "batch": "the batch"}[axis]
@@ -452,7 +473,7 @@ class Elaborator:
         return True
 
     def _any(self, tree: Tree[Token], trees: list[Tree[Token]]) -> Expr | None:
-        words = {scope.word: scope for scope in Scope}
+        words = {scope.word: scope for scope in Scope if scope is not Scope.COMPARISON}
         named = str(trees[0].children[0]) if len(trees) == 1 and trees[0].data == "name" else ""
         if named not in words:
             help = f"write `any(SCOPE)`, SCOPE one of {listed(words)}"
@@ -471,6 +492,9 @@ class Elaborator:
             return None
         whole = [value for value in values if value is not None]
         value = whole[0]
+        if row.name == "own" and self._axis != "others":
+            self._misplaced(word, trees[0])
+            return None
         if not row.coarsest <= value.scope <= row.takes:
             self._wrong_scope(word, row, trees[0], value)
             return None
@@ -485,10 +509,20 @@ class Elaborator:
         live = row.flows and value.live
         return Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=tuple(whole))
 
+    def _misplaced(self, word: Token, tree: Tree[Token]) -> None:
+        """`own` where no sequence is held against the others of its group."""
+        text = self._text(tree)
+        where = f"within `over {self._axis}`" if self._axis in REDUCED else "here"
+        message = f"`{word}({text})` means nothing {where}: it belongs within `… over others`"
+        help = f"write the whole comparison there, such as `mean({word}({text}) > {text} over others)`"
+        self.findings.add("E308", message, self._span(word), help=help)
+
     def _wrong_scope(self, word: Token, row: Form, tree: Tree[Token], value: Expr) -> None:
         text = self._text(tree)
         if value.scope is Scope.TOKEN:
             help = f"say how its tokens count: `{word}(sum({text} over tokens))`"
+        elif value.scope is Scope.COMPARISON:
+            help = "reduce the comparison first: `sum(… over others)`"
         elif row.takes is Scope.TOKEN:
             help = f"`{word}` runs along the tokens: give it a token value, such as `terminal({text})`"
         else:

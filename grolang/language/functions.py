@@ -422,12 +422,14 @@ def _to_go_range(a: Interval) -> Interval:
 
 
 _S, _G, _T, _C = Scope.SEQUENCE, Scope.GROUP, Scope.TOKEN, Scope.CONST
+_VERSUS = Scope.COMPARISON
 FORMS: dict[str, Form] = {
     row.name: row
     for row in (
         Form("opposite", ("x",), _S, _S, _S, True, "pairs", help="of the other response of the pair"),
         Form("chosen", ("x",), _S, _S, _G, True, "pairs", help="of the pair's chosen response"),
         Form("rejected", ("x",), _S, _S, _G, True, "pairs", help="of the pair's rejected response"),
+        Form("own", ("x",), _S, _S, _VERSUS, True, "groups", help="in `… over others`: of the sequence itself"),
         Form("greedy", ("x",), _S, _S, _G, False, "prompts", help="of the greedy completion of the same prompt"),
         Form("mismatched", ("x",), _S, _S, _S, False, help="of the completion of another prompt"),
         Form("terminal", ("x",), _C, _S, _T, True, range=_with_zero, help="x on the last token, 0 elsewhere"),
@@ -441,7 +443,7 @@ FORMS: dict[str, Form] = {
             range=_to_go_range,
             help="what is still to come, discounted by g",
         ),
-        Form("sg", ("x",), _C, _T, _T, False, help="x as a number: stops the gradient"),
+        Form("sg", ("x",), _C, _VERSUS, _T, False, help="x as a number: stops the gradient"),
     )
 }
 

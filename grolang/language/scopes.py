@@ -1,6 +1,8 @@
 """The lattice of scopes: const < batch < group < sequence < token, and the axes that lead down it.
 
 A value of a scope is one number per token, per sequence, per group, per batch, or one for good (LANGUAGE.md, 4).
+Beside the tokens, below the sequences, lie comparisons: a sequence held against another one of its group. They exist
+within `… over others` only, and never meet a token value.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ class Scope(IntEnum):
     GROUP = 2
     SEQUENCE = 3
     TOKEN = 4
+    COMPARISON = 5
 
     @property
     def word(self) -> str:
@@ -43,8 +46,11 @@ def has_axis(scope: Scope, axis: str) -> bool:
     """Whether a value of this scope can be reduced over the axis.
 
     Over tokens: token values. Over a group or its others: sequence and token values. Over the batch: all that
-    differs within it, a group value being counted once for each of the group's sequences.
+    differs within it, a group value being counted once for each of the group's sequences. A comparison lives within
+    the reduction over others that it is made for.
     """
+    if scope is Scope.COMPARISON:
+        return axis == "others"
     finer_than = {"tokens": Scope.SEQUENCE, "group": Scope.GROUP, "others": Scope.GROUP, "batch": Scope.BATCH}
     return scope > finer_than[axis]
 

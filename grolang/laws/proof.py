@@ -1,12 +1,13 @@
 """A symbolic proof that two coefficients are equal: both in one normal form, their difference expanded to 0.
 
 Each step becomes a sympy expression over atoms: a tensor of the batch at the place where it is read, a count, a
-parameter. Three facts about the batch are used, and no more:
+parameter. Four facts about the batch are used, and no more:
 
 - a sum over children is linear, and what is the same for all children of a parent leaves the sum; a mean is a sum
   over a count, and the sum of 1 is the count;
 - a pair has one label of each sign: label² = 1, the opposite's label is −label, `chosen(x)` is
   (x + opposite(x))/2 + label · (x − opposite(x))/2, and the opposite of an expression is that of its atoms;
+- over the others means over the group without the sequence itself, also of what `own` is held against;
 - sigmoid(−x) = 1 − sigmoid(x) and its kin, by writing them with exp.
 
 What sympy is not sure to treat soundly on the whole real line (branches, comparisons, min, max, clip, abs, other
@@ -47,6 +48,7 @@ class Normal:
         self.largest = largest
         self._done: dict[tuple[int, bool], Expr] = {}
         self._scopes: dict[Symbol, Scope] = {}
+        self._behind: dict[Symbol, Symbol] = {}  # of what is the other's in a comparison: what it is of a sequence
 
     def __call__(self, index: int, *, opposite: bool = False) -> Expr:
         opposite = opposite and self.program.steps[index].scope >= Scope.SEQUENCE  # a pair's value is its own opposite
@@ -92,6 +94,8 @@ class Normal:
                 return self(step.args[0], opposite=not opposite)
             case "chosen" | "rejected":
                 return self._of_pair(step.args[0], 1 if step.op == "chosen" else -1)
+            case "swapped":
+                return self._swapped(index, opposite)
             case "reduce":
                 return self._reduced(index, opposite)
             case "power":
@@ -116,6 +120,20 @@ class Normal:
         own, other = self(argument), self(argument, opposite=True)
         label = self._atom("label", Scope.SEQUENCE)
         return (own + other) / 2 + sign * label * (own - other) / 2
+
+    def _swapped(self, index: int, opposite: bool) -> Expr:
+        """Each comparison the other way round: what is of the sequence is of the other one, and back."""
+        inner = self(self.program.steps[index].args[0], opposite=opposite)
+        turned: dict[Symbol, Symbol] = {}
+        for symbol in inner.free_symbols:
+            if symbol in self._behind:
+                turned[symbol] = self._behind[symbol]
+            elif self._scopes.get(symbol) is Scope.SEQUENCE:
+                turned[symbol] = self._atom(f"other {symbol.name}", Scope.COMPARISON)
+                self._behind[turned[symbol]] = symbol
+            elif self._scopes.get(symbol) is Scope.COMPARISON:
+                return self._opaque(index, opposite)
+        return inner.xreplace(turned)
 
     def _choice(self, index: int, opposite: bool) -> Expr:
         """`a if label > 0 else b` is linear in the label, `terminal` in the last token's mark; the rest is opaque."""
@@ -152,8 +170,8 @@ class Normal:
 
     def _reduced(self, index: int, opposite: bool) -> Expr:
         step = self.program.steps[index]
-        function, child_word, others = str(step.detail[0]), str(step.detail[1]), bool(step.detail[2])
-        child = Scope[child_word.upper()]
+        function, child = str(step.detail[0]), Scope[str(step.detail[1]).upper()]
+        others = bool(step.detail[2]) and child is not Scope.COMPARISON  # comparisons leave the sequence out already
         inner = sympy.expand(self(step.args[0], opposite=opposite))
         terms = [self._split(term, Scope.GROUP if others else step.scope) for term in sympy.Add.make_args(inner)]
         if function not in ("sum", "mean"):
@@ -204,11 +222,19 @@ class Normal:
         away = opposite and parent >= Scope.SEQUENCE
         if inside == 1:
             return self._count(child, parent, world, away)
+        if child is Scope.COMPARISON and parent is Scope.SEQUENCE and inside.free_symbols <= self._behind.keys():
+            # What is the others' alone: over the group, without the sequence's own.
+            of_one = sympy.expand(inside.xreplace(self._behind))
+            terms = [self._split(term, Scope.GROUP) for term in sympy.Add.make_args(of_one)]
+            whole = (out * self._sum(rest, Scope.SEQUENCE, Scope.GROUP, world, opposite) for out, rest in terms)
+            return sum(whole, sympy.Integer(0)) - of_one
         if parent is Scope.SEQUENCE and inside.is_Symbol and inside.name.endswith("last token"):
             return sympy.Integer(1)  # one token of each completion is its last
         return self._named(Function(f"sum {child.word} {world}", real=True)(inside), parent)
 
     def _count(self, child: Scope, parent: Scope, world: str, away: bool) -> Expr:
+        if child is Scope.COMPARISON and parent is Scope.SEQUENCE:
+            return self._count(Scope.SEQUENCE, Scope.GROUP, world, away) - 1
         word = f"#{child.word} per {parent.word}"
         word = f"mismatched {word}" if world == MISMATCHED else word
         return self._atom(f"opposite {word}" if away else word, parent)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tests.oracle import language
 
 Array = NDArray[Any]
-SCOPES = ("const", "batch", "group", "sequence", "token")
+SCOPES = ("const", "batch", "group", "sequence", "token", "comparison")
 
 
 def finest(*scopes: str) -> str:
@@ -210,6 +210,12 @@ def value(node: Node, world: World) -> Any:
         case "form":
             return _form(node, world)
     values = [spread(value(arg, world), arg.scope, node.scope) for arg in args]
+    return _shaped(_operated(node, values), node.scope, world)
+
+
+def _operated(node: Node, values: list[Any]) -> Any:
+    """An operation on the values of its parts."""
+    out: Any
     match node.kind:
         case "negate":
             out = -values[0]
@@ -228,7 +234,7 @@ def value(node: Node, world: World) -> Any:
             out = FUNCTIONS[node.name](*values)
         case kind:
             raise AssertionError(kind)
-    return _shaped(out, node.scope, world)
+    return out
 
 
 def _shaped(x: Any, scope: str, world: World) -> Any:
@@ -257,7 +263,26 @@ def _leaf(node: Node, world: World) -> Any:
     return float(name)
 
 
+def _compared(node: Node, world: World) -> Any:
+    """A tree within `over others` that `own` is part of, at each pair of rows [S, S]: own first, the other second."""
+    if node.scope != "comparison":
+        x = np.asarray(value(node, world))
+        return x[None, :] if x.ndim == 1 else x
+    if node.kind == "form":
+        arg = node.args[0]
+        if node.name == "own":
+            return np.asarray(_shaped(value(arg, world), "sequence", world))[:, None]
+        return real(_compared(arg, world))  # sg
+    return _operated(node, [_compared(arg, world) for arg in node.args])
+
+
 def _reduce(node: Node, world: World) -> Any:
+    if node.args[0].scope == "comparison":
+        rows = len(world.mask)
+        pairs = np.broadcast_to(np.asarray(_compared(node.args[0], world)), (rows, rows))
+        q = float(real(value(node.args[1], world))) if len(node.args) > 1 else None
+        op: Any = node.name
+        return language.over_others_compared(op, lambda i, j: pairs[i, j], world.mask, world.group, q)
     x, *rest = (value(arg, world) for arg in node.args)
     q = float(real(rest[0])) if rest else None
     op: Any = node.name

@@ -297,7 +297,8 @@ class Writer:
         if mode == "main":
             if scope == "sequence":
                 if self.grouped:
-                    ways += [lambda: self.reduce("others", ("sequence", "token"), depth, mode)] * 2
+                    ways += [lambda: self.reduce("others", ("sequence", "token"), depth, mode)] * 3
+                    ways += [lambda: self.reduce("others", ("comparison",), depth, mode)]
                 if self.kind == "preference":
                     ways += [lambda: self.form("opposite", "sequence", depth)] * 2
                 ways += [lambda: Node("form", "mismatched", (self.of_logps(depth),), "sequence")]
@@ -339,13 +340,13 @@ class Writer:
     def reduce(self, axis: str, finer: tuple[str, ...], depth: int, mode: Mode) -> Node:
         scope = self.rng.choice(finer)
         word = self.rng.choice(["sum", "mean", "mean", "std", "sample_std", "max", "min", "quantile"])
-        if word == "sample_std" and axis == "others" and scope == "sequence" and self.kind == "preference":
+        if word == "sample_std" and axis == "others" and scope != "token" and self.kind == "preference":
             word = "mean"
         if word == "sample_std":
             self.defined(axis, scope)
         if axis == "others":
             self.needs.group = max(self.needs.group, 2)
-        args = [self.tree(scope, depth, mode)]
+        args = [self.comparison(depth) if scope == "comparison" else self.tree(scope, depth, mode)]
         if word == "quantile":
             args.append(self.unit())
         leaves = {"tokens": "sequence", "others": "sequence", "group": "group", "batch": "batch"}[axis]
@@ -353,6 +354,21 @@ class Writer:
         if word in ("std", "sample_std") and self.rng.random() < 0.3 and mode == "main":
             return binary("/", self.literal(), binary("+", made, number("0.5")))
         return made
+
+    def comparison(self, depth: int) -> Node:
+        """A sequence held against another one: some operations on what is its own and what is the other's."""
+        own = Node("form", "own", (self.tree("sequence", depth - 1),), "comparison")
+        other = self.some("sequence", depth - 1, "main")
+        roll = self.rng.random()
+        if roll < 0.15:
+            return own
+        made = binary("-", own, other) if roll < 0.6 else binary("*", other, own)
+        if self.rng.random() < 0.5:
+            made = self.function(made)
+        if self.rng.random() < 0.4:
+            held = compare(self.rng.choice(["<", ">", ">=", "!="]), other, own)
+            made = chosen_by(made, held, self.some("sequence", 0, "main"))
+        return Node("form", "sg", (made,), "comparison") if self.rng.random() < 0.05 else made
 
     def defined(self, axis: str, scope: str) -> None:
         """The batch must give `sample_std` two values."""

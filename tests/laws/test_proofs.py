@@ -53,7 +53,9 @@ class Draw:
             return f"({pick(('sum', 'mean', 'std', 'max'))}(({inner} + logp) over tokens) + {pick(TOKEN)})"
         if self.data == "preference":
             return f"{pick(('opposite', 'chosen', 'rejected'))}({self.sequence(depth - 1)})"
-        return f"{pick(('sum', 'mean', 'std'))}({self.sequence(depth - 1)} over {pick(('group', 'others'))})"
+        own = "own(r) * " if self.random.random() < 0.3 else ""
+        axis = "others" if own else pick(("group", "others"))
+        return f"{pick(('sum', 'mean', 'std'))}({own}{self.sequence(depth - 1)} over {axis})"
 
     def sequence(self, depth: int) -> str:
         return (
@@ -68,11 +70,12 @@ class Draw:
             ("mean(", "0 + mean("),
             ("relu(", "abs("),
             ("over others", "over group"),
+            ("own(r)", "r"),
             ("-1e-6", "-2e-6"),
             ("chosen(", "rejected("),
             (" + ", " - -1 * "),
         )
-        old, new = self.random.choice(swaps)
+        old, new = self.random.choice([pair for pair in swaps if pair[1] != "over group" or "own(" not in text])
         return text.replace(old, new, 1)
 
 
@@ -143,6 +146,8 @@ def test_what_is_proved_equal_is_equal_in_numbers_on_thousands() -> None:
         ("prompts", "std(r + group_size over group)", "std(r over group)"),
         ("prompts", "sigmoid(r)", "1 - sigmoid(-r)"),
         ("prompts", "sum(terminal(r) over tokens)", "r"),
+        ("prompts", "mean(own(r) * length over others)", "r * mean(length over others)"),
+        ("prompts", "sum(own(r) over others)", "r * (group_size - 1)"),
         ("prompts", "mean(length * r over group)", "sum(length * r over group) / group_size"),
     ],
 )
@@ -163,6 +168,8 @@ def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
         ("prompts", "max(r over group)", "max(r over others)"),
         ("prompts", "sum(r * r over group)", "sum(r over group) * r"),
         ("prompts", "clip(r, 0, 1)", "min(r, 1)"),
+        ("prompts", "mean(own(r) > r over others)", "mean(own(r) < r over others)"),
+        ("prompts", "mean(own(r) * r over others)", "mean(r * r over others)"),
         ("prompts", "sum(logp over tokens)", "length * logp"),
     ],
 )

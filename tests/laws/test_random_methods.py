@@ -20,7 +20,7 @@ from grolang.language.scopes import Scope
 
 from .programs import GROUPED, Drawn, Program, batch, draw, expected, nudged, tensors
 
-FAST, SLOW = 320, 6000
+FAST, SLOW = 360, 6000
 RTOL = 1e-9
 START = int(os.environ.get("GRO_SEED", "0"))
 SEED = st.integers(0, 2**31)
@@ -217,7 +217,7 @@ def test_the_fast_suite_uses_every_word_of_the_language() -> None:
     axes = {
         "tokens": ["token"],
         "group": ["sequence", "token"],
-        "others": ["sequence", "token"],
+        "others": ["sequence", "token", "comparison"],
         "batch": ["group", "sequence", "token"],
     }
     wanted = {
@@ -243,7 +243,7 @@ def test_the_fast_suite_uses_every_word_of_the_language() -> None:
         "max",
         "clip",
     }
-    wanted |= {"opposite", "chosen", "rejected", "greedy", "mismatched", "terminal", "to_go", "sg"}
+    wanted |= {"opposite", "chosen", "rejected", "greedy", "mismatched", "terminal", "to_go", "sg", "own"}
     wanted |= {"logp", "logp_old", "logp_sampler", "logp_ref", "entropy", "position", "length", "group_size", "label"}
     wanted |= {
         "demonstration",
@@ -282,6 +282,9 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "others include the sequence itself": lambda patch: patch.setattr(
         Layout, "_others", lambda self, child: _with_itself(self, child)
+    ),
+    "a comparison is turned round": lambda patch: patch.setattr(
+        Layout, "swapped", property(lambda self: torch.arange(self.size(Scope.COMPARISON)))
     ),
     "softplus loses its sign": lambda patch: patch.setitem(
         execute.ELEMENTWISE, "softplus", torch.nn.functional.logsigmoid

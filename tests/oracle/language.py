@@ -124,6 +124,22 @@ def over_others(op: Reduction, x: Array, mask: Bools, group: Ints, q: float | No
     return out
 
 
+def over_others_compared(
+    op: Reduction, compare: Callable[[int, int], Number], mask: Bools, group: Ints, q: float | None = None
+) -> Array:
+    """→ sequence [S]: over the comparisons of each sequence i with the others j of its group.
+
+    `compare(i, j)` is the value of a comparison: what stands in `own(…)` is row i's, the rest row j's.
+    """
+    out = np.zeros(mask.shape[0], dtype=np.complex128)
+    for members in groups(mask, group).values():
+        if len(members) == 1:
+            raise ValueError("a group of one has no others")
+        for i in members:
+            out[i] = reduce_values(op, [compare(i, j) for j in members if j != i], q)
+    return out if np.any(out.imag) else out.real
+
+
 def over_batch(op: Reduction, x: Array, mask: Bools, q: float | None = None) -> Number:
     """group or sequence [S], or token [S, T] → batch: over all sequences, or over all tokens."""
     return reduce_values(op, _values(x, mask, rows(mask)), q)

@@ -340,6 +340,6 @@ def test_the_table_has_every_word_that_the_page_lists() -> None:
     page = "exp log log1p expm1 sqrt abs sign sigmoid logsigmoid softplus tanh relu min max clip"
     assert set(NAMED) == set(page.split())
     assert set(REDUCTIONS) == {"sum", "mean", "std", "sample_std", "max", "min", "quantile"}
-    assert set(FORMS) == {"opposite", "chosen", "rejected", "greedy", "mismatched", "terminal", "to_go", "sg"}
+    assert set(FORMS) == {"opposite", "chosen", "rejected", "own", "greedy", "mismatched", "terminal", "to_go", "sg"}
     observed = "logp logp_old logp_sampler logp_ref entropy position length group_size label demonstration"
     assert set(OBSERVABLES) == set(observed.split())
