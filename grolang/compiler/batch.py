@@ -84,3 +84,14 @@ class Batch:
     def replace(self, **changes: Any) -> Batch:
         """The same batch with other fields."""
         return dataclasses.replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        moved: dict[str, Any] = {"mask": self.mask.to(device)}
+        for name in PER_TOKEN + PER_SEQUENCE:
+            tensor = getattr(self, name)
+            moved[name] = None if tensor is None else tensor.to(device)
+        for name in ("scores", "greedy_scores"):
+            moved[name] = {score: tensor.to(device) for score, tensor in getattr(self, name).items()}
+        moved["mismatched"] = None if self.mismatched is None else self.mismatched.to(device)
+        return Batch(**moved)

@@ -117,3 +117,12 @@ def test_a_loss_is_scaled_by_what_follows_it() -> None:
     torch.autograd.backward(3 * grolang.load("sft").loss(batch))
     assert logp.grad is not None
     torch.testing.assert_close(logp.grad, -3 * grolang.load("sft").coefficients(batch), rtol=1e-12, atol=0)
+
+
+def test_a_batch_moves_with_all_that_it_holds() -> None:
+    inner = grolang.Batch(mask=torch.ones(1, 2, dtype=torch.bool), logp=torch.zeros(1, 2))
+    batch = inner.replace(group=torch.tensor([0]), scores={"r": torch.ones(1)}, mismatched=inner)
+    moved = batch.to("meta")
+    held = [moved.mask, *(tensor for _, tensor in moved.tensors())]
+    assert len(held) == 4 and moved.mismatched is not None and moved.mismatched.logp is not None
+    assert all(tensor.device.type == "meta" for tensor in [*held, moved.mismatched.logp])
