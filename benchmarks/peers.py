@@ -50,7 +50,7 @@ def problem(
     slots: int = SLOTS,
     group_size: int = 8,
 ) -> Problem:
-    """N = rows token slots in sequences of `slots`; peaked logits (standard deviation 5), for flat ones flatter filters.
+    """N = rows token slots in sequences of `slots`; peaked logits (standard deviation 5): flat ones flatter filters.
 
     grpo: groups of `group_size` sequences, no penalty, `logp_old` near `logp`, so that some tokens are clipped; the
     rewards of a share `dead` of the groups are all equal. dpo: pairs, and a reference of 0, which Liger can be given
