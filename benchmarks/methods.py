@@ -45,7 +45,7 @@ def measure(method: str, seed: int, rows: int) -> dict[str, Any]:
 
 def accuracy(found: dict[str, float], way: str) -> float:
     """The held-out score, sampled or greedy, whatever the method calls it."""
-    return next(value for name, value in found.items() if name.endswith(f", {way}"))
+    return next(value for name, value in found.items() if name.endswith(f"/{way}"))
 
 
 def table(results: list[dict[str, Any]]) -> str:

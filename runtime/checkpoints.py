@@ -68,8 +68,15 @@ class State:
     before: dict[str, float]
 
 
-def save(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: State, keep: int) -> None:
-    """Write the checkpoint of this step and remove all but the last `keep`."""
+def save(
+    output: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    keep: int,
+    best: int | None = None,
+) -> None:
+    """Write the checkpoint of this step and remove all but the last `keep` and that of step `best`."""
 
     def write(folder: Path) -> None:
         save_file(_distinct(model.state_dict()), str(folder / "model.safetensors"))
@@ -81,7 +88,8 @@ def save(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer,
 
     replace_folder(output / FOLDER / NAME.format(state.step), write)
     for old in kept(output)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if best is None or old.name != NAME.format(best):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> State | None:

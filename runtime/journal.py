@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from grolang import Batch, Evaluation
 from grolang.language.diagnostics import GroError
-from grolang.runtime.metrics import Figures, MetricsFile
+from grolang.runtime.evaluation import Measured
+from grolang.runtime.figures import Figures
+from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.progress import View
-from grolang.runtime.samples import SamplesFile, table
+from grolang.runtime.samples import CompletionFiles, SamplesFile, table
 from grolang.runtime.setup import Run
 from grolang.runtime.step import Sample
 
@@ -41,6 +44,10 @@ class Journal:
         if self.main:
             self.metrics = MetricsFile(output / "metrics.jsonl", start)
             self.samples = SamplesFile(output, start)
+            self.held_out = MetricsFile(output / "evaluations.jsonl", start)
+            self.completions = CompletionFiles(output, start)
+        kept = [self.held_out.kept if self.main else []]
+        self.evaluations: list[Figures] = broadcast_object_list(kept)[0]
 
     def __enter__(self) -> Journal:
         self.view.__enter__()
@@ -53,7 +60,12 @@ class Journal:
         with suppress(GroError) if error is not None else nullcontext():  # the disk may be what failed
             if self.main:
                 self.metrics.close()
+                self.held_out.close()
                 self.samples.flush()
+
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """While this holds, the view says what takes the time."""
+        return self.view.doing(what)
 
     def step(self, figures: Figures, seen: Seen) -> None:
         """Write a step down and show it."""
@@ -65,10 +77,19 @@ class Journal:
             self.samples.add(table(number, seen.samples, seen.batch, seen.evaluation, self.decode))
         self.view.step(figures)
 
+    def evaluated(self, step: int, measured: Measured) -> None:
+        """Write an evaluation down and show it."""
+        if not self.main or not measured.figures:
+            return
+        self.held_out.write({"step": step, **measured.figures})
+        if measured.completions:
+            self.completions.write(step, measured.completions, self.decode)
+
     def flush(self) -> None:
-        """Before a checkpoint: what was written up to its step outlives a kill from now on."""
+        """Before a checkpoint: force what was written to the disk."""
         if self.main:
             self.metrics.flush()
+            self.held_out.flush()
             self.samples.flush()
 
 

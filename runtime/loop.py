@@ -18,10 +18,12 @@ from rich.console import Console
 from grolang import Batch, Evaluation, Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
+from grolang.runtime.evaluation import check_evaluation
 from grolang.runtime.examples import positions
+from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
-from grolang.runtime.metrics import Figures, step_figures
+from grolang.runtime.metrics import step_figures
 from grolang.runtime.output import as_json, describe, open_output, write_text
 from grolang.runtime.progress import comparison, say
 from grolang.runtime.replay import write_batch
@@ -78,6 +80,7 @@ class _Loop:
     saved: int = 0
     tokens: int = 0
     before: Figures = field(default_factory=dict)
+    evaluations: list[Figures] = field(default_factory=list)  # a line each, with its step
     seen: Seen | None = None  # the last step, as the method saw it
 
     @property
@@ -87,36 +90,72 @@ class _Loop:
     def go(self, state: checkpoints.State | None) -> Outcome:
         run, settings = self.run, self.run.settings
         start = 0 if state is None else state.step
-        if state is None:
-            self.before = run.held_out.measure(run.engine)
-        else:
-            self.before, self.tokens = dict(state.before), state.num_tokens
-            say(self.console, f"continuing after step {start}")
         self.step = self.saved = start
-        try:
-            with Journal(run, self.output, self.console, start) as journal:
+        with Journal(run, self.output, self.console, start) as journal:
+            if state is None:
+                self.before = self._evaluate(journal)
+                check_evaluation(settings, self.before)
+            else:
+                self.before, self.tokens = dict(state.before), state.num_tokens
+                self.evaluations = journal.evaluations or [{"step": 0, **self.before}]
+                say(self.console, f"continuing after step {start}")
+            try:
                 self._steps(journal)
-        except Exception:
-            self._rescue()
-            raise
-        self._checkpoint()
-        if self.step < settings.steps:
-            self._save_model()
-            say(self.console, f"stopped after {self.step} steps; --resume --output {self.output} continues after them")
-            return Outcome(self.output, self.step, self.before, {}, interrupted=True)
-        return self._finish()
+                interrupted = self.step < settings.steps and not self._enough()
+                self._checkpoint()
+                after = {} if interrupted else self._evaluate(journal)
+            except Exception:
+                self._rescue()
+                raise
+        self._save_model()
+        if not interrupted:
+            return self._finish(after)
+        say(self.console, f"stopped after {self.step} steps; --resume --output {self.output} continues after them")
+        return Outcome(self.output, self.step, self.before, {}, interrupted=True)
 
     def _steps(self, journal: Journal) -> None:
-        """Draw after draw, until all steps are taken or an interrupt asks to stop."""
+        """Draw after draw, until all steps are taken, evaluations say enough, or an interrupt asks to stop."""
         settings = self.run.settings
-        while self.step < settings.steps and not self._stopping():
+        while True:
+            if settings.eval_every and self.step - self.evaluations[-1]["step"] >= settings.eval_every:
+                self._evaluate(journal)
+            if settings.save_every and self.step - self.saved >= settings.save_every:
+                journal.flush()
+                self._checkpoint()
+            if self.step >= settings.steps or self._enough() or self._stopping():
+                return
             for figures in self._draw(self.step // settings.updates):
                 self.step += 1
                 if self.seen is not None:
                     journal.step(figures, self.seen)
-            if settings.save_every and self.step - self.saved >= settings.save_every:
+
+    def _evaluate(self, journal: Journal) -> Figures:
+        """The held-out figures at this step. The best of a run with `--eval-every` is kept, model and checkpoint."""
+        if not self.evaluations or self.evaluations[-1]["step"] != self.step:
+            with journal.doing("measuring held-out rows"):
+                measured = self.run.held_out.measure(self.run.engine)
+            self.evaluations.append({"step": self.step, **measured.figures})
+            journal.evaluated(self.step, measured)
+            if self.step and self._best_step() == self.step:
+                self._save_model("best")
                 journal.flush()
                 self._checkpoint()
+        return {name: value for name, value in self.evaluations[-1].items() if name != "step"}
+
+    def _best(self) -> Best | None:
+        """The best evaluation so far, by `--eval-metric`."""
+        name = self.run.settings.eval_metric or key_metric(self.evaluations[0])
+        return None if name is None else best(self.evaluations, name)
+
+    def _best_step(self) -> int | None:
+        """The step whose checkpoint and model are kept as the best; None in a run without evaluations on the way."""
+        found = self._best() if self.run.settings.eval_every else None
+        return None if found is None else found.step
+
+    def _enough(self) -> bool:
+        """Whether as many evaluations as `--early-stop` says brought no gain."""
+        found, patience = self._best(), self.run.settings.early_stop
+        return bool(patience and found and found.since >= patience)
 
     def _stopping(self) -> bool:
         """Whether a stop was asked for; processes that hear of it at different moments agree on the step."""
@@ -140,14 +179,19 @@ class _Loop:
                 again = f"{self.step} steps are saved; --resume --output {self.output} continues after them"
                 say(self.console, again)
 
-    def _finish(self) -> Outcome:
-        after = self.run.held_out.measure(self.run.engine)
-        self._save_model()
+    def _finish(self, after: Figures) -> Outcome:
+        found = self._best()
         if after:
-            self.console.print(comparison(f"{self.run.method.name} after {self.step} steps", self.before, after))
+            title = f"{self.run.method.name} after {self.step} steps"
+            self.console.print(comparison(title, self.before, after))
         if self.main:
             text = {"steps": self.step, "before": self.before, "after": after}
+            text |= {} if found is None else {"best": {"step": found.step, found.name: found.value}}
             write_text(self.output / "evaluation.json", as_json(text))
+        if self.step < self.run.settings.steps and found:
+            say(self.console, f"stopped early: {found.since} evaluations without gain in {found.name}")
+        if (self.output / "best").is_dir() and found:
+            say(self.console, f"the best model, of step {found.step} by {found.name}, is in {self.output / 'best'}")
         say(self.console, f"the trained model is in {self.output / 'model'}")
         return Outcome(self.output, self.step, self.before, after)
 
@@ -187,7 +231,7 @@ class _Loop:
         self.prepared.step()
         self.prepared.zero_grad()
         self.seen = Seen(samples, batch, evaluation)
-        figures = step_figures(samples, batch, evaluation, drawn=run.sampler is not None)
+        figures = step_figures(samples, batch, evaluation, drawn=run.sampler is not None, old=run.method.needs.old)
         self.tokens += int(figures["num_tokens"])
         ordered = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": float(norm), "learning_rate": rate}
         return step.remembering(batch), ordered | figures | {"num_tokens": self.tokens}
@@ -210,11 +254,13 @@ class _Loop:
             return
         if self.main:
             state = checkpoints.State(self.step, self.tokens, self.before)
-            checkpoints.save(self.output, self.run.model, self.optimizer, state, self.run.settings.keep)
+            checkpoints.save(
+                self.output, self.run.model, self.optimizer, state, self.run.settings.keep, self._best_step()
+            )
         self.saved = self.step
         self.run.engine.accelerator.wait_for_everyone()
 
-    def _save_model(self) -> None:
+    def _save_model(self, name: str = "model") -> None:
         """Model and tokenizer in transformers' own format, replaced as one."""
 
         def write(folder: Path) -> None:
@@ -222,7 +268,7 @@ class _Loop:
             self.run.encoder.tokenizer.save_pretrained(str(folder))
 
         if self.main:
-            checkpoints.replace_folder(self.output / "model", write)
+            checkpoints.replace_folder(self.output / name, write)
 
 
 def learning_rate(settings: RunSettings, step: int) -> float:

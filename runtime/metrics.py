@@ -13,13 +13,18 @@ from torch import Tensor
 
 from grolang import Batch, Evaluation
 from grolang.language.diagnostics import GroError
+from grolang.runtime.examples import Ids
+from grolang.runtime.figures import Figures
 from grolang.runtime.step import Sample
 
-Figures = dict[str, float]
 
+def step_figures(
+    samples: Sequence[Sample], batch: Batch, evaluation: Evaluation, *, drawn: bool, old: bool = False
+) -> Figures:
+    """What one evaluation of the whole step says; every mean names its axis in the code below.
 
-def step_figures(samples: Sequence[Sample], batch: Batch, evaluation: Evaluation, *, drawn: bool) -> Figures:
-    """What one evaluation of the whole step says; every mean names its axis in the code below."""
+    `drawn`: the completions come from the policy; `old`: the method uses `logp_old`.
+    """
     mask, logp = batch.mask, batch.logp
     assert logp is not None
     found = {"loss": float(evaluation.loss)}
@@ -31,14 +36,20 @@ def step_figures(samples: Sequence[Sample], batch: Batch, evaluation: Evaluation
         found |= _by_label("logps", totals, batch.label)
     if drawn:
         found |= _reward_figures(evaluation.parts["reward"], own, batch)
-        found |= completion_figures([sample for sample in samples if not sample.demonstration])
+        own_samples = [sample for sample in samples if not sample.demonstration]
+        found |= completion_figures([one.completion for one in own_samples], [one.finished for one in own_samples])
     for name, values in batch.scores.items():
         rows = own.any(1)
         found[f"rewards/{name}/mean"] = float(values[rows].mean())
         found[f"rewards/{name}/std"] = float(values[rows].std(correction=0))
     if drawn and batch.logp_ref is not None:  # an estimate only where the policy itself drew the tokens
-        ratio = (batch.logp_ref - logp)[own]
-        found["kl"] = float((torch.exp(ratio) - ratio - 1).mean())
+        found["kl"] = kl(logp[own], batch.logp_ref[own])
+    if drawn and old:
+        found |= clip_figures(evaluation, own)
+    if drawn and batch.logp_sampler is not None and batch.logp_old is not None:
+        gap = (batch.logp_old - batch.logp_sampler)[own].abs()
+        found["sampling/sampling_logp_difference/mean"] = float(gap.mean())
+        found["sampling/sampling_logp_difference/max"] = float(gap.max())
     if batch.entropy is not None:
         found["entropy"] = float(batch.entropy[own if own.any() else mask].mean())
     tokens = {"omega": evaluation.parts["omega"], "upsilon": evaluation.parts["upsilon"]}
@@ -48,7 +59,7 @@ def step_figures(samples: Sequence[Sample], batch: Batch, evaluation: Evaluation
         found[f"{name}/mean"] = float(values.mean())
         found[f"{name}/abs_mean"] = float(values.abs().mean())
         found[f"{name}/zeros"] = float((values == 0).double().mean())
-    found["num_tokens"] = int(mask.sum())
+    found["num_tokens"] = sum(len(sample.prompt) + len(sample.completion) for sample in samples)
     return found | {f"report/{name}": value for name, value in evaluation.reports.items()}
 
 
@@ -93,17 +104,37 @@ def _reward_figures(reward: Tensor, own: Tensor, batch: Batch) -> Figures:
     return {"reward": float(rewards.mean()), "reward_std": float(spread.mean()), "frac_reward_zero_std": zero}
 
 
-def completion_figures(samples: Sequence[Sample]) -> Figures:
+def kl(logp: Tensor, reference: Tensor) -> float:
+    """Mean over tokens [N] of exp(d) − d − 1, d = reference − logp: an estimate of the divergence, never negative.
+
+    Unbiased for KL(policy, reference) where the policy drew the tokens (Schulman's k3).
+    """
+    gap = reference - logp
+    return float((torch.exp(gap) - gap - 1).mean())
+
+
+def clip_figures(evaluation: Evaluation, own: Tensor) -> Figures:
+    """TRL's clip_ratio: shares of the tokens [S, T] whose ω is 0, by the sign of their advantage.
+
+    A clipped surrogate has no gradient where the ratio has left its range in the advantage's direction; there, and
+    only there, ω is 0.
+    """
+    still, advantage = evaluation.parts["omega"][own] == 0, evaluation.parts["advantage"][own]
+    low, high = float((still & (advantage < 0)).double().mean()), float((still & (advantage > 0)).double().mean())
+    return {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low + high}
+
+
+def completion_figures(completions: Sequence[Ids], finished: Sequence[bool]) -> Figures:
     """Lengths in tokens of drawn completions; clipped are those that ran into the limit."""
-    lengths = [len(sample.completion) for sample in samples]
-    ended = [len(sample.completion) for sample in samples if sample.finished]
-    found = {
-        "completions/mean_length": sum(lengths) / len(lengths),
-        "completions/min_length": min(lengths),
-        "completions/max_length": max(lengths),
-        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
-    }
-    return found | ({"completions/mean_terminated_length": sum(ended) / len(ended)} if ended else {})
+    lengths = [len(ids) for ids in completions]
+    ended = [length for length, done in zip(lengths, finished, strict=True) if done]
+    found = {f"completions/{name}_length": value for name, value in _spread(lengths).items()}
+    found["completions/clipped_ratio"] = 1 - len(ended) / len(lengths)
+    return found | {f"completions/{name}_terminated_length": value for name, value in _spread(ended).items()}
+
+
+def _spread(lengths: Sequence[int]) -> Figures:
+    return {"mean": sum(lengths) / len(lengths), "min": min(lengths), "max": max(lengths)} if lengths else {}
 
 
 class MetricsFile:
@@ -113,6 +144,7 @@ class MetricsFile:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= after]
+        self.kept: list[Figures] = [json.loads(line) for line in kept]
         try:
             path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             self.file = path.open("a", encoding="utf-8")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grolang.runtime.metrics import Figures
+from grolang.runtime.figures import Figures
 
 SHOWN = ("loss", "reward", "rewards/margins", "kl", "completions/mean_length")
 """The figures beside the bar, where a step has them."""
@@ -42,6 +44,13 @@ class View:
     ) -> None:
         if self.console.is_terminal:
             self.bar.stop()
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """While this holds, the bar says what takes the time."""
+        if self.console.is_terminal:
+            self.bar.update(self.task, figures=what)
+        yield
 
     def step(self, figures: Figures) -> None:
         """Move the bar, or print a line where there is no terminal and the last line is a while ago."""

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from grolang import Batch, Evaluation
 from grolang.language.diagnostics import GroError
+from grolang.runtime.evaluation import Completion
 from grolang.runtime.step import Sample
 
-FOLDER = "samples"
+FOLDER, COMPLETIONS = "samples", "evaluations"
 ROWS = 4096  # rows of one file, which are in memory until it is full
 EVERY = 60.0  # seconds between writes where no checkpoint asks for one
 
@@ -145,6 +146,39 @@ class SamplesFile:
         _write(found, self.folder / f"{found['step'][0].as_py():08d}.parquet")
         self.tables = [] if len(found) >= ROWS else [found]
         self.written = time.monotonic()
+
+
+class CompletionFiles:
+    """`evaluations/STEP.parquet`: the completions of held-out prompts, a row each, written when they are measured."""
+
+    def __init__(self, output: Path, after: int) -> None:
+        self.folder = output / COMPLETIONS
+        for part in _parts(self.folder):
+            if _first(part) > after:
+                part.unlink()
+
+    def write(self, step: int, completions: Sequence[Completion], decode: Decode) -> None:
+        """Columns: step, prompt, answer (the row's), sample (null: the greedy one), completion, length, score/NAME."""
+        columns: dict[str, list[Any]] = {
+            "step": [step] * len(completions),
+            "prompt": [decode(one.example.prompt, False) for one in completions],
+            "answer": [_text(one.example.record.get("answer")) for one in completions],
+            "sample": [one.number for one in completions],
+            "completion": [decode(one.ids, True) for one in completions],
+            "length": [len(one.ids) for one in completions],
+        }
+        for name in completions[0].scores:
+            columns[f"score/{name}"] = [float(one.scores[name]) for one in completions]
+        _write(pa.table(columns), self.folder / f"{step:08d}.parquet")
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def read_completions(output: Path) -> list[tuple[int, pa.Table]]:
+    """The completions of held-out prompts of each evaluation, with its step."""
+    return [(_first(part), pq.read_table(part, partitioning=None)) for part in _parts(output / COMPLETIONS)]
 
 
 def read_samples(output: Path, columns: Sequence[str] | None = None) -> pa.Table | None:

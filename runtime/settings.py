@@ -105,6 +105,12 @@ class EvaluationSettings(Panel):
 
     eval_data: str | None = Field(None, description="Held-out rows, measured before and after.")
     eval_rows: int = Field(256, ge=0, description="How many of them; 0 leaves evaluation out.")
+    eval_every: int = Field(0, ge=0, description="Steps between evaluations on the way; 0 has none.")
+    eval_samples: int = Field(1, ge=1, description="Completions sampled for each held-out prompt; pass@K from 2 on.")
+    eval_metric: str | None = Field(
+        None, description="Held-out figure by which the best model is chosen; the first score, else preferences."
+    )
+    early_stop: int = Field(0, ge=0, description="Evaluations in a row without gain after which to stop; 0: none.")
 
 
 class OutputSettings(Panel):
@@ -145,6 +151,10 @@ class RunSettings(
         if self.steps % self.updates:
             whole = self.steps + self.updates - self.steps % self.updates
             raise ValueError(f"--steps {self.steps} is no multiple of --updates {self.updates}: give --steps {whole}")
+        if self.early_stop and not self.eval_every:
+            raise ValueError(
+                f"--early-stop {self.early_stop} counts evaluations on the way: give --eval-every N as well"
+            )
         return self
 
 

@@ -62,7 +62,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
 
     sampler = Sampler(accelerator, model, encoder, scorers, settings.seed, settings.temperature, longest)
     examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
-    held_out = HeldOut(batch=settings.batch)
+    held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
     if held is not None:
         own = _scorers(method, settings, held.rows, drawn=drawn)
         if held.kind != "prompts":

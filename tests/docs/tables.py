@@ -168,6 +168,22 @@ def defaults() -> str:
     return markdown(("data", "steps", "batch", "lr", "lr with `--model`"), rows)
 
 
+def metrics() -> str:
+    """What a step says."""
+    from grolang.runtime.figures import METRICS
+
+    rows = [(", ".join(map(code, row.names)), row.unit, row.when, row.meaning) for row in METRICS]
+    return markdown(("name", "unit", "when", "meaning"), rows)
+
+
+def held_out() -> str:
+    """What an evaluation says."""
+    from grolang.runtime.figures import HELD_OUT
+
+    rows = [(", ".join(map(code, row.names)), row.unit, row.when, row.meaning, row.better) for row in HELD_OUT]
+    return markdown(("name", "unit", "when", "meaning", "better"), rows)
+
+
 def samples() -> str:
     """The columns of the samples that a run keeps."""
     from grolang.runtime.samples import COLUMNS
@@ -204,6 +220,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "settings": settings,
     "defaults": defaults,
+    "metrics": metrics,
+    "held-out": held_out,
     "samples": samples,
     "value-side": value_side,
     "weight-side": weight_side,

@@ -161,12 +161,6 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.startswith(("https://", "http://")) or (path.parent / target).exists(), target
 
 
-def cells(text: str) -> list[list[str]]:
-    """The rows of the Markdown tables in a text, without their heads."""
-    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line]
-    return [row for row in rows if not set(row[0]) <= {"-", " "}]
-
-
 RUNTIME = tables.DOCS / "runtime.md"
 
 
@@ -180,20 +174,20 @@ def test_configuration_files_are_read() -> None:
 
 @pytest.mark.parametrize(("name", "drawn"), [("dpo", False), ("grpo", True), ("sft", False)])
 def test_every_figure_is_named(name: str, drawn: bool) -> None:
+    from grolang.runtime.figures import METRICS
     from grolang.runtime.metrics import step_figures
     from grolang.runtime.step import Sample
 
-    text = RUNTIME.read_text(encoding="utf-8").split("<!-- metrics -->")[1].split("<!-- end metrics -->")[0]
-    named = set(re.findall(r"`([^`]+)`", "".join(row[0] for row in cells(text))))
+    named = {name for row in METRICS for name in row.names}
     method = grolang.load(name)
     logp = -torch.rand(4, 3)
     batch = grolang.Batch(
         mask=torch.ones(4, 3, dtype=torch.bool), group=torch.tensor([0, 0, 1, 1]), logp=logp, logp_old=logp,
-        logp_ref=logp, entropy=torch.rand(4, 3), label=torch.tensor([1.0, -1.0, 1.0, -1.0]),
+        logp_ref=logp, logp_sampler=logp, entropy=torch.rand(4, 3), label=torch.tensor([1.0, -1.0, 1.0, -1.0]),
         demonstration=torch.zeros(4), scores={score: torch.rand(4) for score in method.scores},
     )  # fmt: skip
     samples = [Sample([1], [1, 2, 3], group) for group in (0, 0, 1, 1)]
-    for figure in step_figures(samples, batch, method.evaluate(batch), drawn=drawn):
+    for figure in step_figures(samples, batch, method.evaluate(batch), drawn=drawn, old=True):
         general = re.sub(r"^report/.*", "report/NAME", figure)
         general = re.sub(r"^rewards/correct/", "rewards/SCORE/", general)
         assert general in named, figure

@@ -21,7 +21,7 @@ def run(folder: Path, **settings: Any) -> tuple[list[dict[str, float]], dict[str
 
 def test_imitating_the_demonstrations_lowers_the_held_out_error(tmp_path: Path) -> None:
     _, found = run(tmp_path, method="sft", steps=20, eval_rows=150)
-    assert 1 - found["after"]["accuracy, sampled"] < 1 - found["before"]["accuracy, sampled"] - 0.05
+    assert 1 - found["after"]["accuracy/sampled"] < 1 - found["before"]["accuracy/sampled"] - 0.05
 
 
 def test_grpo_raises_the_reward(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def launch(flags: dict[str, Any], processes: int = 1) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def lines(output: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path(output, "metrics.jsonl").read_text().splitlines()]
+def lines(output: str, name: str = "metrics") -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(output, f"{name}.jsonl").read_text().splitlines()]
 
 
 def flags(tiny: str, data: str, method: str, output: Path) -> dict[str, Any]:
@@ -71,11 +71,14 @@ def test_several_processes_are_one(
     """5 rows a step do not divide evenly; the metrics and the weights are those of one process."""
     data = write(rows_of(kind))
     one, many = flags(tiny, data, method, tmp_path / "one"), flags(tiny, data, method, tmp_path / "many")
-    more = {"updates": 2} | ({"score": {"correct": "length"}} if kind == "prompts" else {})
+    more: dict[str, Any] = {"updates": 2, "eval_every": 2, "eval_samples": 3}
+    more |= {"score": {"correct": "length"}} if kind == "prompts" else {}
     launch(one | more)
     launch(many | more, processes)
     for first, second in zip(lines(one["output"]), lines(many["output"]), strict=True):
         assert second == pytest.approx(first | {"seconds": second["seconds"]}, rel=1e-5, abs=1e-7)
+    for first, second in zip(lines(one["output"], "evaluations"), lines(many["output"], "evaluations"), strict=True):
+        assert second == pytest.approx(first, rel=1e-5, abs=1e-7)
     ours, theirs = (load_file(Path(run["output"], "model/model.safetensors")) for run in (one, many))
     for name, value in ours.items():
         # transformers' RMSNorm rounds to fp32 on the way, whatever the dtype, and AdamW magnifies that where v is small
