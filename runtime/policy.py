@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from grolang.compiler.fused import Head, attach, forward, logps, single_pass, surrogate
+from grolang.compiler.fused import Head, attach, factored_pass, logps, single_pass
 from grolang.language.diagnostics import GroError
 
 Weigh = Callable[[Tensor, Tensor | None], Tensor]
@@ -99,13 +99,15 @@ class Policy(nn.Module):
         head = self.head(hidden)
         if known is not None:
             found = single_pass(hidden, head, targets, lambda rows, *_: known[rows], entropy=entropy)
-            value = -(known.to(found.rows.logp.dtype) * found.rows.logp).sum()
-            loss = attach(value, (hidden, head.weight, head.bias), found.gradients)
-            return loss, found.rows.logp, found.rows.entropy
-        assert weigh is not None
-        rows = forward(hidden, head, targets, entropy=entropy)
-        loss = surrogate(hidden, head, targets, weigh(rows.logp, rows.entropy), known=rows)
-        return loss, rows.logp, rows.entropy
+        else:
+            assert weigh is not None
+            whole = torch.zeros_like(targets)  # all of a micro-batch's log-probs before its coefficients
+            found = factored_pass(
+                hidden, head, targets, None, whole, lambda _, logp, spread: weigh(logp, spread), entropy=entropy
+            )
+        value = -(found.coefficients * found.rows.logp).sum()
+        loss = attach(value, (hidden, head.weight, head.bias), found.gradients)
+        return loss, found.rows.logp, found.rows.entropy
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

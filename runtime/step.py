@@ -200,15 +200,12 @@ class Engine:
             self.say(f"out of memory: going on with a micro-batch of {self.micro_batch}")
 
     def _backward(self, step: Step, entropy: bool) -> Batch:
-        """The scope says what must be known together. In the first update `logp_old` is `logp` itself, and a method
-        may reduce it over anything, so that all of the step has to be known then.
-        """
-        needs = self.method.needs
-        first = needs.old and step.batch.logp_old is None
-        entropy = entropy or needs.entropy
-        if not step.split.knows(needs.old_scope if first else needs.scope):
+        """The scope says what must be known together. In the first update `logp_old` is `logp` itself."""
+        method = self.method if step.batch.logp_old is not None else self.method.on_policy
+        entropy = entropy or method.needs.entropy
+        if not step.split.knows(method.needs.scope):
             return self._two_passes(step, entropy)
-        return self._one_pass(self._with_crossed_now(step), entropy)
+        return self._one_pass(self._with_crossed_now(step), method, entropy)
 
     def current(self, step: Step, *, entropy: bool = False) -> Batch:
         """The step's batch under the policy as it is now, without gradient."""
@@ -237,12 +234,12 @@ class Engine:
         self.seen = step.batch.replace(logp=logp, logp_old=old, entropy=entropy)
         return self.seen
 
-    def _one_pass(self, step: Step, entropy: bool) -> Batch:
+    def _one_pass(self, step: Step, method: Method, entropy: bool) -> Batch:
         """Each micro-batch's coefficients from its own log-probs, the rows of the others being fillers.
 
         The scope says that fillers cannot matter. Where the method is not finite on them, two passes are taken.
         """
-        mask, needs = step.batch.mask, self.method.needs
+        mask = step.batch.mask
         filler = step.batch.logp_old if step.batch.logp_old is not None else step.batch.logp_ref
         logp = self._buffer(mask) if filler is None else filler.clone()
         entropies = self._buffer(mask) if entropy else None
@@ -255,17 +252,16 @@ class Engine:
                 entropies[place] = found_entropy[:count].to(self.dtype)
             return self._filled(step, logp, entropies)
 
-        constant = needs.scope == "none" and not (needs.old and step.batch.logp_old is None)
         try:
-            found = self.method.coefficients(self._filled(step, logp, entropies))
+            found = method.coefficients(self._filled(step, logp, entropies))
         except GroError:  # the method is not finite on fillers: it must see the step as it is
             return self._two_passes(step, entropy)
-        known = found if constant else None
+        known = found if method.needs.scope == "none" else None
         for turn, part in enumerate(step.split.parts):
             place = self._place(mask, part)
 
             def weigh(found: Tensor, found_entropy: Tensor | None, place: Tensor = place) -> Tensor:
-                coefficients = self.method.coefficients(current(place, found, found_entropy))[place]
+                coefficients = method.coefficients(current(place, found, found_entropy))[place]
                 return coefficients if len(coefficients) else torch.zeros_like(found)
 
             current(place, *self._turn(step, turn, part, known=known, weigh=weigh, entropy=entropy))

@@ -98,9 +98,12 @@ def _bodies(method: MethodIR) -> list[tuple[str, Expr]]:
 def _needs(source: Source) -> str:
     from grolang.compiler.lowering import lower
     from grolang.compiler.needs import needs, vanishing
+    from grolang.compiler.on_policy import on_policy
+    from grolang.compiler.schedule import schedule
 
     method = check(source).unwrap()
-    found = needs(lower(method), tuple(method.scores))
+    program = lower(method)
+    found = needs(program, tuple(method.scores))
     known = {
         "none": "before the policy runs",
         "token": "from the token's own log-prob",
@@ -120,6 +123,8 @@ def _needs(source: Source) -> str:
         ("coefficient known", f"{known[found.scope]} ({found.scope})"),
         ("in the first update", f"{known[found.old_scope]} ({found.old_scope})"),
         ("mismatched scope", found.mismatched_scope),
+        ("schedule", schedule(program).phrase),
+        ("first schedule", schedule(on_policy(program)).phrase),
     ]
     rows += [(f"with {name} = 0", f"no {' and no '.join(words)}") for name, words in vanishing(method).items()]
     return table(rows)

@@ -108,6 +108,12 @@ class Run:
         for index in self.program.current:
             self.values.pop(index, None)
 
+    def per_token(self, output: str) -> Tensor:
+        """An output at each valid token [N]."""
+        (value,) = self(output)
+        scope = self.program.steps[self.program.outputs[output]].scope
+        return self._spread(value, scope, Scope.TOKEN, self.layout)
+
     def to_slots(self, value: Tensor, scope: Scope) -> Tensor:
         """A value as a [S, T] tensor, 0 where the mask is off."""
         whole = value.new_zeros(self.batch.mask.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from grolang.compiler.execute import Run
 from grolang.compiler.fused import attach
 from grolang.compiler.lowering import lower
 from grolang.compiler.needs import Needs, needs
+from grolang.compiler.on_policy import on_policy
 from grolang.compiler.program import MAIN, Program
+from grolang.compiler.schedule import Schedule, schedule
 from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.diagnostics import GroError
@@ -52,6 +55,7 @@ class Method:
 
     ir: MethodIR
     sources: Mapping[str, Source]
+    drawn_now: bool = False
 
     @property
     def name(self) -> str:
@@ -90,7 +94,21 @@ class Method:
     @cached_property
     def program(self) -> Program:
         """The tensor steps that compute it."""
-        return lower(self.ir)
+        return on_policy(lower(self.ir)) if self.drawn_now else lower(self.ir)
+
+    @cached_property
+    def on_policy(self) -> Method:
+        """The method in the first update after a draw, where `logp_old` is `logp`: the same numbers, fewer needs.
+
+        Its coefficients are those of the method on `batch.replace(logp_old=batch.logp)`; `batch.logp_old` is not
+        read. A probability ratio is 1 then, so that the coefficients of PPO are known before the policy runs.
+        """
+        return dataclasses.replace(self, drawn_now=True)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """How its gradient is formed from hidden states."""
+        return schedule(self.program)
 
     @cached_property
     def needs(self) -> Needs:
@@ -98,7 +116,7 @@ class Method:
 
     def replace(self, /, **params: float) -> Method:
         """The same method with other parameter values; a wrong name or value is a GroError."""
-        return Method(bound(self.ir, params), self.sources)
+        return dataclasses.replace(self, ir=bound(self.ir, params))
 
     def coefficients(self, batch: Batch) -> Tensor:
         """[S, T]: −∂loss/∂logp, 0 where the mask is off.

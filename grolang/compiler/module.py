@@ -8,18 +8,7 @@ from torch import Tensor, nn
 from grolang.compiler.batch import Batch
 from grolang.compiler.blame import not_finite
 from grolang.compiler.execute import Run
-from grolang.compiler.fused import (
-    BUDGET,
-    Head,
-    Pass,
-    attach,
-    factored_pass,
-    forward,
-    frozen_logps,
-    logps,
-    single_pass,
-    surrogate,
-)
+from grolang.compiler.fused import BUDGET, KEEP, Head, Pass, attach, factored_pass, logps, single_pass
 from grolang.compiler.method import Method
 from grolang.language.diagnostics import GroError
 from grolang.language.scopes import Scope
@@ -32,29 +21,33 @@ class Compiled(nn.Module):
     that predicts targets[s, t]. Its gradients in hidden, head_weight and bias are those of −Σ c log π with the
     coefficients c of `Method.coefficients`, held fixed. Positions where `batch.mask` is off never reach the head.
 
-    The schedule follows from the scope at which a coefficient needs the current log-probs (`method.needs.scope`):
+    How is read off the method (`method.schedule.kind`):
 
-    ============================ ================================================================ ============
-    scope                        passes                                                           cost
-    ============================ ================================================================ ============
-    none, token                  log-probs, coefficients and gradients while each chunk lives     6 NDV
-    sequence, group              the same, chunks made of whole sequences or groups               6 NDV
-    batch                        log-probs, coefficients, then gradients that recompute           8 NDV
-    any, head not trained        gradient directions with the log-probs                           4 NDV
-    no gradient asked            log-probs                                                        2 NDV
-    ============================ ================================================================ ============
+    ========== ================================================================================= ============
+    schedule   passes                                                                            cost
+    ========== ================================================================================= ============
+    none       log-probs and gradients while each chunk of logits lives                          6 NDV
+    token      the same, coefficients between the two                                            6 NDV
+    factored   gradients with w while each chunk lives, scaled by s when the unit is complete    6 NDV
+    free       a unit that a chunk holds, the same; else log-probs, then gradients from the      6 to 8 NDV
+               softmax that was kept, recomputing what was not
+    any        of a head that is not trained                                                     4 NDV
+    any        without gradient                                                                  2 NDV
+    ========== ================================================================================= ============
 
-    `budget` bounds the bytes of one chunk of logits. `batch.logp` is not read; `batch.entropy` is computed where
-    the method uses it and the batch has none.
+    `budget` bounds the bytes of one chunk of logits, `keep` those of the softmax that a free schedule keeps (in the
+    model's dtype, bfloat16 for 16 bits). `batch.logp` is not read; `batch.entropy` is computed where the method uses
+    it and the batch has none.
     """
 
-    def __init__(self, method: Method, *, budget: int = BUDGET) -> None:
+    def __init__(self, method: Method, *, budget: int = BUDGET, keep: int = KEEP) -> None:
         super().__init__()
         self.method = method
         self.budget = budget
+        self.keep = keep
 
     def extra_repr(self) -> str:
-        return f"{self.method.name}, scope={self.method.needs.scope}"
+        return f"{self.method.name}, schedule={self.method.schedule.kind}"
 
     def forward(
         self,
@@ -71,7 +64,7 @@ class Compiled(nn.Module):
         """The loss. Raises GroError for shapes that do not fit and for a coefficient that is not finite."""
         _fits(hidden, targets, batch)
         head = Head(head_weight, bias, scale, softcap, temperature)
-        run = Run(self.method.program, _arithmetic(batch, hidden), self.method.name)
+        run = Run(self.method.schedule.program, _arithmetic(batch, hidden), self.method.name)
         row, slot = run.layout.places
         order = self._order(run)
         place = (run.layout.rows[row] * batch.mask.shape[1] + slot)[order]
@@ -81,51 +74,51 @@ class Compiled(nn.Module):
     def _order(self, run: Run) -> Tensor:
         """Tokens sorted so that what must be together stands together."""
         row = run.layout.places[0]
-        if self.method.needs.scope != "group":
+        if self.method.schedule.unit is not Scope.GROUP:
             return torch.arange(row.numel(), device=row.device)
         run.need_groups(Scope.GROUP)
         return torch.argsort(run.layout.groups[1][row], stable=True)
 
     def _loss(self, run: Run, hidden: Tensor, head: Head, targets: Tensor, order: Tensor) -> Tensor:
-        scope = self.method.needs.scope
         entropy = self.method.needs.entropy and run.batch.entropy is None
         parts = (hidden, head.weight, head.bias)
-        head_trained = any(part is not None and part.requires_grad for part in parts[1:])
-        if not torch.is_grad_enabled() or not (hidden.requires_grad or head_trained):
-            found = logps(hidden, head, targets, entropy=entropy, budget=self.budget)
-            return self._value(run, *(_placed(one, order) for one in found))
-        if not head_trained:
-            logp, uncertainty = frozen_logps(hidden, head, targets, entropy=entropy, budget=self.budget)
-            value = self._value(run, _placed(logp.detach(), order), _placed(uncertainty, order))
-            return attach(value, (logp,), (-_coefficients(run)[order].to(logp.dtype),))
-        if scope == "batch" or (entropy and scope in ("sequence", "group")):
-            rows = forward(hidden, head, targets, entropy=entropy, budget=self.budget)
-            value = self._value(run, _placed(rows.logp, order), _placed(rows.entropy, order))
-            below = surrogate(hidden, head, targets, _coefficients(run)[order], known=rows, budget=self.budget)
-            return below + (value - below.detach().to(value.dtype))
+        if not torch.is_grad_enabled() or not any(part is not None and part.requires_grad for part in parts):
+            logp, uncertainty = logps(hidden, head, targets, entropy=entropy, budget=self.budget)
+            return self._value(run, _placed(logp, order), _placed(uncertainty, order))
         made = self._one_pass(run, hidden, head, targets, order, entropy)
         value = self._value(run, _placed(made.rows.logp, order), _placed(made.rows.entropy, order))
         return attach(value, parts, made.gradients)
 
     def _one_pass(self, run: Run, hidden: Tensor, head: Head, targets: Tensor, order: Tensor, entropy: bool) -> Pass:
         """Gradients while each chunk's logits live; rows that a chunk does not hold cannot matter to it."""
-        filled = torch.full((order.numel(),), -1.0, dtype=run.dtype, device=hidden.device)
+        plan, count = self.method.schedule, order.numel()
+        output = "scale" if plan.kind == "factored" else "coefficient"
+        filled = torch.full((count,), -1.0, dtype=run.dtype, device=hidden.device)
         uncertain = torch.ones_like(filled) if entropy else None
 
-        def coefficient(rows: slice, logp: Tensor, uncertainty: Tensor | None = None) -> Tensor:
+        def evaluate(rows: slice, logp: Tensor, uncertainty: Tensor | None) -> Tensor:
             filled[order[rows]] = logp.to(run.dtype)
             if uncertain is not None and uncertainty is not None:
                 uncertain[order[rows]] = uncertainty.to(run.dtype)
             run.now(filled, uncertain)
-            (value,) = run("coefficient")
-            return value.expand(order.numel())[order[rows]].to(logp.dtype)
+            return run.per_token(output)[order[rows]].to(logp.dtype)
 
-        scope = self.method.needs.scope
-        if scope in ("none", "token"):
-            return single_pass(hidden, head, targets, coefficient, entropy=entropy, budget=self.budget)
-        row = run.layout.places[0][order]
-        unit = row if scope == "sequence" else run.layout.groups[1][row]
-        return factored_pass(hidden, head, targets, None, unit, coefficient, budget=self.budget)
+        if plan.unit is Scope.TOKEN:
+            return single_pass(hidden, head, targets, evaluate, entropy=entropy, budget=self.budget)
+        weights = run.per_token("weight")[order] if plan.kind == "factored" and count else None
+        unit, part = (run.layout.parent(Scope.TOKEN, scope)[order] for scope in (plan.unit, plan.part))
+        return factored_pass(
+            hidden,
+            head,
+            targets,
+            weights,
+            unit,
+            evaluate,
+            part=part,
+            entropy=entropy,
+            budget=self.budget,
+            keep=self.keep,
+        )
 
     def _value(self, run: Run, logp: Tensor | None, entropy: Tensor | None) -> Tensor:
         """The loss's value, once all log-probs are known; a coefficient that is not finite is an error."""
@@ -137,12 +130,6 @@ class Compiled(nn.Module):
         if not bool(torch.isfinite(coefficient).all()):
             raise not_finite(run, "coefficient", self.method.sources)
         return penalty - (score * logp.to(run.dtype)).sum()
-
-
-def _coefficients(run: Run) -> Tensor:
-    if not run.layout.rows.numel():
-        return torch.zeros(0, dtype=run.dtype, device=run.device)
-    return run("coefficient")[0]
 
 
 def _placed(values: Tensor | None, order: Tensor) -> Tensor | None:
@@ -165,6 +152,6 @@ def _fits(hidden: Tensor, targets: Tensor, batch: Batch) -> None:
         raise GroError.plain(f"{message}; {found}", help="hidden[s, t] is the state that predicts targets[s, t]")
 
 
-def compile(method: Method, *, budget: int = BUDGET) -> Compiled:
+def compile(method: Method, *, budget: int = BUDGET, keep: int = KEEP) -> Compiled:
     """The method as one fused torch module; see `Compiled`."""
-    return Compiled(method, budget=budget)
+    return Compiled(method, budget=budget, keep=keep)

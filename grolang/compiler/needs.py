@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grolang.compiler.lowering import lower
+from grolang.compiler.on_policy import on_policy
 from grolang.compiler.program import CURRENT, MAIN, MISMATCHED, Program
 from grolang.language.ir import MethodIR
 from grolang.language.parameters import bound
@@ -61,9 +62,9 @@ def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
         sampler="logp_sampler" in names,
         others=any(program.steps[index].op == "reduce" and program.steps[index].detail[2] for index in used),
         scores=tuple(name for name in score_names if name in names or f"greedy {name}" in names),
-        scope=_extent(program, MAIN, CURRENT),
-        old_scope=_extent(program, MAIN, (*CURRENT, "logp_old")),
-        mismatched_scope=_extent(program, MISMATCHED, (*CURRENT, "logp_old")),
+        scope=extent(program, MAIN, CURRENT),
+        old_scope=extent(on_policy(program), MAIN, CURRENT),
+        mismatched_scope=extent(program, MISMATCHED, (*CURRENT, "logp_old")),
     )
 
 
@@ -79,8 +80,8 @@ def vanishing(method: MethodIR) -> dict[str, list[str]]:
     return found
 
 
-def _extent(program: Program, world: str, current: tuple[str, ...]) -> str:
-    """How far what the current policy gives in a world spreads before it reaches a coefficient."""
+def extent(program: Program, world: str, current: tuple[str, ...]) -> str:
+    """How far what the current policy gives in a world spreads before it reaches a coefficient, as in `Needs`."""
     none = max(Scope) + 1  # finer than any: nothing of the current policy
     extents: dict[int, int] = {}
     for index in program.reachable("coefficient"):

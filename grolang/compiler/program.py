@@ -7,6 +7,7 @@ never written: `beta = 0` drops a penalty with all that only it needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,6 +101,14 @@ class Builder:
     def __getitem__(self, index: int) -> Step:
         return self.steps[index]
 
+    @classmethod
+    def of(cls, program: Program) -> Builder:
+        """A builder that goes on writing a program: its steps keep their numbers."""
+        build = cls()
+        build.steps = list(program.steps)
+        build._known = {step: index for index, step in enumerate(program.steps)}
+        return build
+
     def emit(
         self,
         op: str,
@@ -134,13 +143,25 @@ class Builder:
         """The value at each place of a finer scope."""
         if self.steps[index].scope >= scope:
             return index
-        return self.emit("spread", [index], scope=scope, world=world)
+        return self.emit("spread", [self.unspread(index)], scope=scope, world=world)
+
+    def unspread(self, index: int) -> int:
+        """The coarser value that a step only repeats, or the step itself."""
+        step = self.steps[index]
+        return step.args[0] if step.op == "spread" else index
 
     def apply(self, function: str, *args: int, world: str = MAIN) -> int:
-        """A function of the table, at the finest scope of its arguments."""
+        """A function of the table, at the finest scope of its arguments.
+
+        What is the same at all places of a coarser one is computed once there and spread.
+        """
+        args = tuple(args)
         if (short := self._vanished(function, args)) is not None:
             return short
         scope = max((self.steps[index].scope for index in args), default=Scope.CONST)
+        own = [self.unspread(index) for index in args]
+        if max((self.steps[index].scope for index in own), default=scope) < scope:
+            return self.spread(self.apply(function, *own, world=world), scope, world)
         places = [self._at(index, scope, world) for index in args]
         return self.emit(function, places, scope=scope, world=world if scope >= Scope.SEQUENCE else MAIN)
 
@@ -152,6 +173,8 @@ class Builder:
     def _vanished(self, function: str, args: tuple[int, ...]) -> int | None:
         """What a step is without being computed, where a 0 or a 1 decides it."""
         known = [self.value(index) for index in args]
+        if (folded := self._folded(function, args)) is not None:
+            return folded
         match function:
             case "multiply" | "chain" if 0.0 in known:
                 return self.number(0)
@@ -171,6 +194,14 @@ class Builder:
                 return args[0]
             case "subtract" if known[0] == 0.0:
                 return self.apply("negate", args[1])
+            case "subtract" if args[0] == args[1]:
+                return self.number(0)
+            case "add" if self._negated(args[0]) == args[1] or self._negated(args[1]) == args[0]:
+                return self.number(0)
+            case "divide" if args[0] == args[1] and self.steps[self.unspread(args[0])].op == "exp":
+                return self.number(1)
+            case "min" | "max" if args[0] == args[1]:
+                return args[0]
             case "choose" if known[0] is not None:
                 return args[1] if known[0] else args[2]
             case "and" if known[0] is not None:
@@ -185,6 +216,20 @@ class Builder:
                 return self.steps[args[0]].args[0]
             case _:
                 return None
+
+    def _negated(self, index: int) -> int | None:
+        """The step whose negative this is."""
+        return self.steps[index].args[0] if self.steps[index].op == "negate" else None
+
+    def _folded(self, function: str, args: tuple[int, ...]) -> int | None:
+        """A function of written numbers, where it is defined. Parameters keep their names."""
+        if function not in FUNCTIONS or any(self.steps[index].op != "const" for index in args):
+            return None
+        try:
+            value = FUNCTIONS[function].number(*(float(self.steps[index].detail[0]) for index in args))
+        except (ArithmeticError, ValueError):
+            return None
+        return self.number(value) if math.isfinite(value) else None
 
     def reduce(
         self,

@@ -12,57 +12,13 @@ from grolang.language.facts import Facts, Known, key, pointwise, reads, value
 from grolang.language.findings import Findings
 from grolang.language.functions import FUNCTIONS, OBSERVABLES
 from grolang.language.intervals import Interval
-from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Parameter, Reduce
+from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
 from grolang.language.source import Span
 
 
 def analyse(method: MethodIR, declared: Declarations, findings: Findings) -> None:
     """Add what a checked method's expressions show when they are seen together."""
     _Analysis(method, declared, findings).run()
-
-
-def must_rise(method: MethodIR, declared: Declarations, findings: Findings) -> None:
-    """Add the error of an υ that falls, of a method of which only the parts without findings are here."""
-    upsilon = method.functions.get("upsilon")
-    if upsilon is None or not upsilon.given or not _whole(upsilon.body, method):
-        return
-    advantage = method.definitions.get("advantage")
-    facts = Facts(method)
-    if advantage is not None and _whole(advantage.body, method):
-        facts.arguments = {"upsilon": facts.range(advantage.body)}
-    elif facts.slope(upsilon.body, "upsilon") != "-":
-        return  # it may rise wherever the advantage lies
-    found = Findings()
-    _rises(method, facts, declared, found)
-    findings.extend(found.errors)
-
-
-def _whole(expr: Expr, method: MethodIR) -> bool:
-    """Whether all that an expression is made of is there."""
-    match expr:
-        case Named():
-            return expr.name in method.definitions and _whole(method.definitions[expr.name].body, method)
-        case Parameter():
-            return expr.name in method.parameters
-        case Call() | Reduce():
-            return all(_whole(argument, method) for argument in expr.arguments)
-        case _:
-            return True
-
-
-def _rises(method: MethodIR, facts: Facts, declared: Declarations, findings: Findings) -> None:
-    """υ must be increasing: proved by composition, or refuted by two inputs, or said to be unknown."""
-    upsilon = method.functions["upsilon"]
-    if not upsilon.given or facts.slope(upsilon.body, "upsilon") in ("+", "="):
-        return
-    if (pair := refuted(method, facts)) is not None:
-        help = "a larger advantage must never count for less; put a sign or a gate into `omega`"
-        label = f"falls in `{upsilon.argument}`"
-        findings.add("E503", falling(upsilon, pair), upsilon.body.span, label=label, help=help)
-        return
-    message = f"cannot tell whether `{upsilon.spelled}` is increasing; no pair of inputs was found that refutes it"
-    help = "write it with increasing functions only, such as `max(a, 0.5 * a)` for two slopes"
-    findings.add("W707", message, upsilon.body.span, help=help)
 
 
 class _Analysis:
@@ -80,7 +36,7 @@ class _Analysis:
     def run(self) -> None:
         for body in self._bodies():
             self._walk(body, {}, {})
-        _rises(self.method, self.facts, self.declared, self.findings)
+        self._upsilon(self.method.functions["upsilon"])
         self._omega(self.method.functions["omega"])
         if "prompts" in self.method.data:
             self._bias()
@@ -144,7 +100,20 @@ class _Analysis:
                 message = f"`exp` can overflow: nothing bounds `{text}` from above"
                 self.findings.add("W706", message, expr.arguments[0].span, help=help)
 
-    # --- omega ----------------------------------------------------------------------------------------------------
+    # --- upsilon and omega ------------------------------------------------------------------------------------------
+
+    def _upsilon(self, upsilon: FunctionDefinition) -> None:
+        """υ must be increasing: proved by composition, or refuted by two inputs, or said to be unknown."""
+        if not upsilon.given or self.facts.slope(upsilon.body, "upsilon") in ("+", "="):
+            return
+        if (pair := refuted(self.method, self.facts)) is not None:
+            help = "a larger advantage must never count for less; put a sign or a gate into `omega`"
+            label = f"falls in `{upsilon.argument}`"
+            self.findings.add("E503", falling(upsilon, pair), upsilon.body.span, label=label, help=help)
+            return
+        message = f"cannot tell whether `{upsilon.spelled}` is increasing; no pair of inputs was found that refutes it"
+        help = "write it with increasing functions only, such as `max(a, 0.5 * a)` for two slopes"
+        self.findings.add("W707", message, upsilon.body.span, help=help)
 
     def _omega(self, omega: FunctionDefinition) -> None:
         """ω weighs a sample: below 0 it turns the sign of the advantage around, and without bound it explodes."""

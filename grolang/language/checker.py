@@ -12,7 +12,7 @@ from lark import Token, Tree
 
 from grolang.language import library
 from grolang.language.aggregation import aggregation
-from grolang.language.analysis import analyse, must_rise
+from grolang.language.analysis import analyse
 from grolang.language.claims import law
 from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest
 from grolang.language.diagnostics import Diagnostic, GroError, Note
@@ -103,6 +103,8 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declara
     reports = _whole({name: _report(name, st, elaborator) for name, st in declared.of_kind("report")})
     laws = _whole({name: law(name, st, elaborator, findings) for name, st in declared.laws.items()})
     definitions = _whole(elaborator.definitions)
+    if findings.errors:
+        return None, declared
     method = MethodIR(
         name=declared.name,
         title=declared.title,
@@ -118,9 +120,6 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declara
         reports=reports,
         laws=laws,
     )
-    if findings.errors:
-        must_rise(method, declared, findings)
-        return None, declared
     verify(method)
     analyse(method, declared, findings)
     return (None if findings.errors else method), declared
@@ -201,7 +200,6 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
     made: dict[str, FunctionDefinition] = {}
     for name, feeds in (("upsilon", ("advantage",)), ("omega", ("alpha", "measure", "anchor"))):
         parts = [elaborator.definitions.get(part) for part in feeds]
-        known = all(part is not None for part in parts)
         scope = joined(*(part.body.scope for part in parts if part is not None))
         statement = declared.table.get(("name", name))
         if statement is None or statement.kind != "function":
@@ -221,30 +219,17 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
             continue
         word, argument, tree = statement.tree.children
         assert isinstance(word, Token) and isinstance(argument, Token) and isinstance(tree, Tree)
+        if None in parts:
+            continue  # the scope of the argument is not known; what it is made of has a finding of its own
         if _shadows(argument, statement, declared, elaborator.findings):
             continue
-        binding = Binding(canonical(str(argument)), name, scope if known else Scope.TOKEN)
-        before = len(elaborator.findings)
-        checked = elaborator.expression(statement, tree, binding)
-        if not known:  # the argument has a finding of its own, and what was said of its scope here was a guess
-            _forget_scopes(statement, elaborator.findings, before)
+        checked = elaborator.expression(statement, tree, Binding(canonical(str(argument)), name, scope))
         if checked is not None:
             span = statement.span_of(word)
             made[name] = FunctionDefinition(
                 name=name, spelled=str(word), argument=str(argument), body=checked, span=span
             )
     return made
-
-
-def _forget_scopes(statement: Statement, findings: Findings, before: int) -> None:
-    """Drop what was found since `before` about scopes in this statement."""
-
-    def guessed(finding: Diagnostic) -> bool:
-        span, whole = finding.span, statement.span
-        inside = span is not None and span.file == whole.file and whole.start <= span.start < whole.end
-        return inside and finding.code.startswith("E3")
-
-    findings[before:] = [finding for finding in findings[before:] if not guessed(finding)]
 
 
 def _shadows(argument: Token, statement: Statement, declared: Declarations, findings: Findings) -> bool:

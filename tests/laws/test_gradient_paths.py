@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import grolang
+from grolang.compiler.fused import BUDGET, KEEP
 from grolang.compiler.method import from_source
 from grolang.language.source import Source
 from tests.oracle import batches, gradients
@@ -24,6 +25,9 @@ from .convert import as_batch
 
 METHODS = list(gradients.GRADIENTS)
 V, D = 11, 6
+#: bytes of a chunk of logits: all of them, some rows, one row; of softmax that is kept: all of it, 2 rows
+BUDGETS = [BUDGET, 600, 1]
+KEEPS = [KEEP, 200]
 
 #: methods at every scope at which a coefficient may depend on the current log-probs
 SCOPES = {
@@ -64,7 +68,8 @@ def same_gradients(
     batch: grolang.Batch,
     *,
     seed: int = 0,
-    budget: int | None = None,
+    budget: int = BUDGET,
+    keep: int = KEEP,
     frozen: bool = False,
     own_entropy: bool = True,
     **options: Any,
@@ -86,7 +91,7 @@ def same_gradients(
     c = method.coefficients(full)
     want = torch.autograd.grad(-(c * logp)[batch.mask].sum(), inputs, allow_unused=True)
 
-    module = grolang.compile(method) if budget is None else grolang.compile(method, budget=budget)
+    module = grolang.compile(method, budget=budget, keep=keep)
     given_batch = batch.replace(logp=None, entropy=None if own_entropy else batch.entropy)
     loss = module(hidden, weight, targets, given_batch, bias=bias, **options)
     found = torch.autograd.grad(loss, inputs, allow_unused=True)
@@ -126,8 +131,9 @@ def test_hidden_states_get_the_gradient_of_plain_autograd_at_every_scope(
 ) -> None:
     method = method_of(SCOPES[scope])
     assert method.needs.scope == scope.split()[0]
-    budget = data.draw(st.sampled_from([None, 4096, 512, 1]), label="budget")
-    same_gradients(method, batch, seed=seed, budget=budget, frozen=frozen, **options)
+    budget = data.draw(st.sampled_from(BUDGETS), label="budget")
+    keep = data.draw(st.sampled_from(KEEPS), label="keep")
+    same_gradients(method, batch, seed=seed, budget=budget, keep=keep, frozen=frozen, **options)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -137,8 +143,10 @@ def test_a_built_in_method_has_the_same_gradient_through_hidden_states(name: str
     plain["logp_old"] = np.where(plain["mask"], np.maximum(plain["logp_old"], -6.0), np.nan)
     plain["logp_ref"] = np.where(plain["mask"], np.maximum(plain["logp_ref"], -6.0), np.nan)
     options = data.draw(st.sampled_from(OPTIONS))
-    budget = data.draw(st.sampled_from([None, 4096, 600]), label="budget")
-    same_gradients(grolang.load(name), as_batch(plain), budget=budget, frozen=data.draw(st.booleans()), **options)
+    budget = data.draw(st.sampled_from(BUDGETS), label="budget")
+    keep = data.draw(st.sampled_from(KEEPS), label="keep")
+    frozen = data.draw(st.booleans(), label="frozen")
+    same_gradients(grolang.load(name), as_batch(plain), budget=budget, keep=keep, frozen=frozen, **options)
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -149,9 +157,33 @@ def test_random_methods_have_the_same_gradient_through_hidden_states(part: int, 
         method = program.load(tmp_path)
         batch = programs.tensors(program, drawn)
         try:
-            same_gradients(method, batch, seed=seed, budget=[None, 4096, 300][seed % 3], own_entropy=seed % 2 == 0)
+            budget, keep = BUDGETS[seed % 3], KEEPS[seed % 2]
+            same_gradients(method, batch, seed=seed, budget=budget, keep=keep, own_entropy=seed % 2 == 0)
         except (grolang.GroError, AssertionError) as error:
             raise AssertionError(f"seed {seed}\n{program.text}\n{program.settings}") from error
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if grolang.load(name).needs.old])
+@given(data=st.data())
+def test_the_first_update_has_the_same_gradient_through_hidden_states(name: str, data: st.DataObject) -> None:
+    """Of the method whose `logp_old` is `logp`, against coefficients of the method itself."""
+    batch = as_batch(data.draw(batches.method_batches(name, off="nan")))
+    if batch.logp_ref is not None:
+        batch = batch.replace(logp_ref=batch.logp_ref.clamp(min=-6))
+    make = torch.Generator().manual_seed(1)
+    hidden = torch.randn(*batch.mask.shape, D, dtype=torch.float64, generator=make).requires_grad_()
+    weight = torch.randn(V, D, dtype=torch.float64, generator=make).requires_grad_()
+    targets = torch.randint(0, V, batch.mask.shape, generator=make)
+    method = grolang.load(name)
+    logp, _ = plain_log_probs(hidden, weight, targets)
+    c = method.coefficients(batch.replace(logp=logp.detach(), logp_old=logp.detach()))
+    want = torch.autograd.grad(-(c * logp)[batch.mask].sum(), [hidden, weight])
+    module = grolang.compile(method.on_policy, budget=data.draw(st.sampled_from(BUDGETS)))
+    found = torch.autograd.grad(
+        module(hidden, weight, targets, batch.replace(logp=None, logp_old=None)), [hidden, weight]
+    )
+    for one, other in zip(found, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10 * max(1.0, float(other.abs().max())))
 
 
 # --- a real model -------------------------------------------------------------------------------------------

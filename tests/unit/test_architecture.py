@@ -40,6 +40,8 @@ TORCH_FREE = (
     "grolang.runtime.settings",
     "grolang.compiler.program",
     "grolang.compiler.derivative",
+    "grolang.compiler.schedule",
+    "grolang.compiler.on_policy",
 )
 
 

@@ -13,15 +13,11 @@ from grolang.compiler.fused import (
     Gradients,
     Head,
     attach,
-    directions,
     factored_pass,
     forward,
-    frozen_logps,
-    gradients,
     logps,
     products,
     single_pass,
-    surrogate,
 )
 from grolang.language.diagnostics import GroError
 
@@ -117,16 +113,6 @@ def by_single_pass(one: Case, budget: int) -> Gradients:
     return single_pass(one.hidden, one.head, one.targets, lambda rows, *_: one.c[rows], budget=budget).gradients
 
 
-def by_recomputing(one: Case, budget: int) -> Gradients:
-    lse = forward(one.hidden, one.head, one.targets, budget=budget).lse
-    return gradients(one.hidden, one.head, one.targets, one.c, lse, budget=budget)
-
-
-def by_surrogate(one: Case, budget: int) -> Gradients:
-    loss = surrogate(one.hidden, one.head, one.targets, one.c, budget=budget)
-    return differentiated(loss, one)
-
-
 def by_attaching(one: Case, budget: int) -> Gradients:
     inputs = one.hidden, one.head.weight, one.head.bias
     value = torch.tensor(3.0)
@@ -137,20 +123,37 @@ def by_units(one: Case, budget: int) -> Gradients:
     """c = s·w with s = 2, −1, … per unit: the coefficients of the case divided by s are the weights."""
     s = torch.tensor([2.0, 0, -1, 0.5, 0, 4, -3], dtype=torch.float64)[UNIT[: len(one.hidden)]]
     return factored_pass(
-        one.hidden, one.head, one.targets, one.c / s, UNIT[: len(s)], lambda rows, _: s[rows], budget=budget
+        one.hidden, one.head, one.targets, one.c / s, UNIT[: len(s)], lambda rows, *_: s[rows], budget=budget
+    ).gradients
+
+
+def by_parts(one: Case, budget: int) -> Gradients:
+    """The same with two units, whose parts are the units of before."""
+    part = UNIT[: len(one.hidden)]
+    s = torch.tensor([2.0, 0, -1, 0.5, 0, 4, -3], dtype=torch.float64)[part]
+    unit, w = (part > 2).long(), one.c / s
+    return factored_pass(
+        one.hidden, one.head, one.targets, w, unit, lambda rows, *_: s[rows], part=part, budget=budget
     ).gradients
 
 
 def by_units_not_factored(one: Case, budget: int) -> Gradients:
-    return factored_pass(
-        one.hidden,
-        one.head,
-        one.targets,
-        None,
-        UNIT[: len(one.c)],
-        lambda rows, _: one.c[rows],
-        budget=budget,
-    ).gradients
+    return free(one, budget, UNIT[: len(one.c)], 2**20)
+
+
+def by_recomputing(one: Case, budget: int) -> Gradients:
+    return free(one, budget, torch.zeros(len(one.c)), 0)
+
+
+def by_keeping_a_part(one: Case, budget: int) -> Gradients:
+    return free(one, budget, torch.zeros(len(one.c)), 11 * V * one.hidden.dtype.itemsize)
+
+
+def free(one: Case, budget: int, unit: Tensor, keep: int) -> Gradients:
+    def c(rows: slice, *_: object) -> Tensor:
+        return one.c[rows]
+
+    return factored_pass(one.hidden, one.head, one.targets, None, unit, c, budget=budget, keep=keep).gradients
 
 
 def differentiated(loss: Tensor, one: Case) -> Gradients:
@@ -162,11 +165,12 @@ def differentiated(loss: Tensor, one: Case) -> Gradients:
 Way = Callable[[Case, int], Gradients]
 WAYS: list[Way] = [
     by_single_pass,
-    by_recomputing,
-    by_surrogate,
     by_attaching,
     by_units,
+    by_parts,
     by_units_not_factored,
+    by_recomputing,
+    by_keeping_a_part,
 ]
 
 
@@ -186,7 +190,7 @@ def test_16_bit_inputs_keep_fp32_logits_and_sums(way: Way, dtype: torch.dtype, m
     one = case(dtype=dtype)
     found = way(one, FEW_ROWS)
     assert_gradients(found, plain(one)[2], TOLERANCE[dtype])
-    given = way in (by_surrogate, by_attaching)
+    given = way is by_attaching
     assert found.hidden.dtype == (dtype if given or dtype == torch.bfloat16 else torch.float32)
     rows = forward(one.hidden, one.head, one.targets)
     assert rows.logp.dtype == torch.float32
@@ -245,7 +249,7 @@ def test_a_scale_of_the_units_log_probs(budget: int, factored: bool) -> None:
     one = case("capped")
     w = one.c
 
-    def scale(rows: slice, logp: Tensor) -> Tensor:
+    def scale(rows: slice, logp: Tensor, _: Tensor | None = None) -> Tensor:
         unit = UNIT[rows]
         total = torch.zeros(7, dtype=logp.dtype).index_add_(0, unit, w[rows] * logp)
         s = total.tanh()
@@ -258,6 +262,34 @@ def test_a_scale_of_the_units_log_probs(budget: int, factored: bool) -> None:
     assert_gradients(found.gradients, plain(one, expected)[2], 1e-12)
 
 
+@pytest.mark.parametrize("keep", [0, 5 * V * 8, ALL_ROWS])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("factored", [True, False])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_coefficients_of_a_units_entropies(budget: int, factored: bool, trained: bool, keep: int) -> None:
+    one = case("capped")
+    logp, entropy, _ = plain(one)
+
+    def scale(rows: slice, own: Tensor, spread: Tensor | None) -> Tensor:
+        assert spread is not None
+        total = torch.zeros(7, dtype=own.dtype).index_add_(0, UNIT[rows], own.exp() + spread)
+        return total[UNIT[rows]] * (1 if factored else one.c[rows])
+
+    expected = scale(slice(0, N), logp, entropy) * (one.c if factored else 1)
+    gradients = plain(one, expected)[2]
+    head = one.head
+    if not trained:
+        assert head.bias is not None
+        head = replace(head, weight=head.weight.detach(), bias=head.bias.detach())
+    weights = one.c if factored else None
+    found = factored_pass(one.hidden, head, one.targets, weights, UNIT, scale, entropy=True, budget=budget, keep=keep)
+    assert_near(found.coefficients, expected, 1e-12)
+    assert_near(found.rows.entropy, entropy, 1e-12)
+    assert_near(found.gradients.hidden, gradients.hidden, 1e-12)
+    if trained:
+        assert_gradients(found.gradients, gradients, 1e-12)
+
+
 def test_a_large_unit_whose_scale_is_0_changes_nothing() -> None:
     one = case()
     zero = factored_pass(
@@ -266,7 +298,7 @@ def test_a_large_unit_whose_scale_is_0_changes_nothing() -> None:
         one.targets,
         one.c,
         UNIT,
-        lambda rows, _: torch.zeros(len(UNIT[rows])),
+        lambda rows, *_: torch.zeros(len(UNIT[rows])),
         budget=ONE_ROW,
     )
     assert all(g is not None and g.count_nonzero() == 0 for g in zero.gradients)
@@ -275,29 +307,30 @@ def test_a_large_unit_whose_scale_is_0_changes_nothing() -> None:
 def test_a_scale_that_varies_within_a_large_unit_is_refused() -> None:
     one = case()
     with pytest.raises(GroError, match="does not factor"):
-        factored_pass(one.hidden, one.head, one.targets, one.c, UNIT, lambda rows, logp: logp, budget=ONE_ROW)
+        factored_pass(one.hidden, one.head, one.targets, one.c, UNIT, lambda rows, logp, _: logp, budget=ONE_ROW)
 
 
 def test_a_unit_longer_than_the_vocabulary_under_a_budget_of_one_row() -> None:
     one = case("capped", bias=False)
     head = replace(one.head, weight=one.head.weight[:3].detach().requires_grad_())
     one = replace(one, head=head, targets=one.targets % 3)
-    found = factored_pass(one.hidden, head, one.targets, None, torch.zeros(N), lambda rows, _: one.c, budget=ONE_ROW)
+    found = factored_pass(one.hidden, head, one.targets, None, torch.zeros(N), lambda *_: one.c, budget=ONE_ROW, keep=0)
     assert_gradients(found.gradients, plain(one)[2], 1e-12)
 
 
 def test_a_scale_that_is_not_a_number_is_passed_on() -> None:
     one = case()
     found = factored_pass(
-        one.hidden, one.head, one.targets, one.c, UNIT, lambda rows, logp: logp * torch.nan, budget=ONE_ROW
+        one.hidden, one.head, one.targets, one.c, UNIT, lambda rows, logp, _: logp * torch.nan, budget=ONE_ROW
     )
-    assert bool(found.coefficients.isnan().all()) and bool(found.gradients.hidden.isnan().any())
+    assert torch.equal(found.coefficients.isnan(), one.c != 0)
+    assert torch.equal(found.gradients.hidden.isnan().any(1), one.c != 0)
 
 
 def test_units_whose_rows_do_not_stand_together_are_refused() -> None:
     one = case(rows=3)
     with pytest.raises(GroError, match="stand together"):
-        factored_pass(one.hidden, one.head, one.targets, one.c, torch.tensor([0, 1, 0]), lambda rows, logp: logp)
+        factored_pass(one.hidden, one.head, one.targets, one.c, torch.tensor([0, 1, 0]), lambda rows, logp, _: logp)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -315,8 +348,8 @@ def test_all_coefficients_zero(way: Way) -> None:
     assert all(g is not None and g.count_nonzero() == 0 for g in way(one, FEW_ROWS))
 
 
-@pytest.mark.parametrize("way", [by_single_pass, by_recomputing, by_units, by_units_not_factored])
-@pytest.mark.parametrize("budget", [ONE_ROW, ALL_ROWS])
+@pytest.mark.parametrize("way", [way for way in WAYS if way is not by_attaching])
+@pytest.mark.parametrize("budget", BUDGETS)
 def test_a_frozen_head_forms_no_gradient(way: Way, budget: int) -> None:
     one = case("capped")
     expected = plain(one)[2].hidden
@@ -326,43 +359,6 @@ def test_a_frozen_head_forms_no_gradient(way: Way, budget: int) -> None:
     found = way(one, budget)
     assert found.weight is None and found.bias is None
     assert_near(found.hidden, expected, 1e-12)
-
-
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("kind", HEADS)
-def test_log_probs_of_a_frozen_head_are_differentiable_at_any_scope(budget: int, kind: str) -> None:
-    one = case(kind)
-    logp, entropy, whole = plain(one)
-    expected = whole.hidden
-    assert one.head.bias is not None
-    one.head.weight.requires_grad_(False)
-    one.head.bias.requires_grad_(False)
-    found, found_entropy = frozen_logps(one.hidden, one.head, one.targets, entropy=True, budget=budget)
-    assert_near(found.detach(), logp, 1e-12)
-    assert_near(found_entropy, entropy, 1e-12)
-    (grad,) = torch.autograd.grad(-(one.c * found).sum(), [one.hidden])
-    assert_near(grad, expected, 1e-12)
-    _, formed = directions(one.hidden, one.head, one.targets, budget=budget)
-    assert_near(-one.c[:, None] * formed, expected, 1e-12)
-
-
-def test_frozen_log_probs_refuse_a_head_that_is_trained() -> None:
-    one = case()
-    with pytest.raises(GroError, match="forms no gradient for the head"):
-        frozen_logps(one.hidden, one.head, one.targets)
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_the_value_of_the_surrogate_and_its_upstream_gradient(known: bool) -> None:
-    one = case()
-    rows = forward(one.hidden, one.head, one.targets) if known else None
-    loss = surrogate(one.hidden, one.head, one.targets, one.c, known=rows)
-    logp, _, expected = plain(one)
-    assert_near(loss.detach(), -(one.c * logp).sum(), 1e-12)
-    found = differentiated(loss * -3, one)
-    assert expected.weight is not None and expected.bias is not None
-    tripled = Gradients(-3 * expected.hidden, -3 * expected.weight, -3 * expected.bias)
-    assert_gradients(found, tripled, 1e-12)
 
 
 def test_attached_gradients_are_multiplied_by_the_upstream_gradient_and_given_once() -> None:
@@ -385,16 +381,9 @@ def test_an_fp16_gradient_below_its_range_survives_a_loss_scaler() -> None:
     assert_near(found.weight, plain(one, one.c * 1e9)[2].weight, 3e-3)
 
 
-@pytest.mark.parametrize("make", ["surrogate", "attach", "frozen"])
-def test_a_second_derivative_is_refused(make: str) -> None:
+def test_a_second_derivative_is_refused() -> None:
     one = case()
-    if make == "surrogate":
-        loss = surrogate(one.hidden, one.head, one.targets, one.c)
-    elif make == "attach":
-        loss = attach(torch.tensor(0.0), (one.hidden, None, None), by_single_pass(one, ALL_ROWS))
-    else:
-        head = Head(one.head.weight.detach())
-        loss = frozen_logps(one.hidden, head, one.targets)[0].sum()
+    loss = attach(torch.tensor(0.0), (one.hidden, None, None), by_single_pass(one, ALL_ROWS))
     with pytest.raises(GroError, match="second derivative"):
         torch.autograd.grad(loss, [one.hidden], create_graph=True)
 
@@ -419,7 +408,7 @@ def test_large_logits_and_tiny_probabilities_stay_exact(way: Way, dtype: torch.d
     in_one_pass = single_pass(one.hidden, one.head, one.targets, lambda rows, *_: one.c[rows])
     assert_near(in_one_pass.rows.logp, logp, TOLERANCE[dtype])
     assert_gradients(
-        way(one, ALL_ROWS) if way is not by_units else by_recomputing(one, ALL_ROWS),
+        way(one, ALL_ROWS) if way not in (by_units, by_parts) else by_recomputing(one, ONE_ROW),
         expected,
         TOLERANCE[dtype],
     )
@@ -444,37 +433,12 @@ def test_two_runs_agree_to_the_last_bit(way: Way) -> None:
         assert a is not None and b is not None and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("way", [by_single_pass, by_surrogate])
+@pytest.mark.parametrize("way", [by_single_pass, by_recomputing])
 def test_autocast_does_not_round_the_logits(way: Way) -> None:
     one = case(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = way(one, FEW_ROWS)
     assert_gradients(found, plain(one)[2], 5e-6)
-
-
-def test_torch_compile_runs_the_passes_as_they_stand() -> None:
-    one = case()
-    traced: list[str] = []
-
-    def note(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
-        traced.append(graph.code)
-        return graph.forward
-
-    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
-        head = Head(weight)
-        states = hidden * 2
-        value = surrogate(states, head, one.targets, one.c)
-        found = single_pass(states, head, one.targets, lambda rows, *_: one.c[rows])
-        return value + 3 * attach(value.detach(), (states, weight), found.gradients[:2])
-
-    value = torch.compile(loss, backend=note)(one.hidden, one.head.weight)
-    found = torch.autograd.grad(value, [one.hidden, one.head.weight])
-    assert any("hidden" in code for code in traced) and not any("softmax" in code for code in traced)
-    doubled = replace(one, hidden=(one.hidden.detach() * 2).requires_grad_(), head=Head(one.head.weight))
-    _, _, expected = plain(doubled)
-    assert expected.weight is not None
-    assert_near(found[0], expected.hidden * 8, 1e-12)
-    assert_near(found[1], expected.weight * 4, 1e-12)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

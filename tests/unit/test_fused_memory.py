@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from grolang.compiler.fused import Head, attach, factored_pass, forward, frozen_logps, single_pass, surrogate
+from grolang.compiler.fused import Head, attach, factored_pass, single_pass
 
 torch.set_num_threads(1)
 
@@ -65,45 +65,51 @@ def one_pass(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
     torch.autograd.backward(attach(c.sum(), (hidden, head.weight, head.bias), found.gradients))
 
 
-def recomputed(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
-    rows = forward(hidden, head, targets, budget=BUDGET)
-    torch.autograd.backward(surrogate(hidden, head, targets, c, known=rows, budget=BUDGET))
-
-
-def surrogate_alone(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
-    torch.autograd.backward(surrogate(hidden, head, targets, c, budget=BUDGET))
-
-
 def units_of_8(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
-    factored_pass(hidden, head, targets, c, torch.arange(N) // 8, lambda rows, logp: logp * 0 + 2, budget=BUDGET)
+    factored_pass(hidden, head, targets, c, torch.arange(N) // 8, doubled, budget=BUDGET)
 
 
 def one_unit(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
-    factored_pass(hidden, head, targets, c, torch.zeros(N), lambda rows, logp: logp * 0 + 2, budget=BUDGET)
+    factored_pass(hidden, head, targets, c, torch.zeros(N), doubled, budget=BUDGET)
 
 
-def one_unit_not_factored(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
-    factored_pass(hidden, head, targets, None, torch.zeros(N), lambda rows, logp: c, budget=BUDGET)
+def two_parts(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
+    side = torch.arange(N) // (N // 2)
+    factored_pass(hidden, head, targets, c, torch.zeros(N), doubled, part=side, budget=BUDGET)
 
 
-def frozen(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
-    logp, _ = frozen_logps(hidden, Head(head.weight.detach(), softcap=head.softcap), targets, budget=BUDGET)
-    torch.autograd.backward((c * logp).sum())
+def free_recomputed(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
+    factored_pass(hidden, head, targets, None, torch.zeros(N), lambda rows, *_: c[rows], budget=BUDGET, keep=0)
 
 
-WORKS = [one_pass, recomputed, surrogate_alone, units_of_8, one_unit, one_unit_not_factored, frozen]
+def free_half_kept(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
+    keep = 2 * BUDGET
+    factored_pass(hidden, head, targets, None, torch.zeros(N), lambda rows, *_: c[rows], budget=BUDGET, keep=keep)
+
+
+def free_kept(hidden: Tensor, head: Head, targets: Tensor, c: Tensor) -> None:
+    factored_pass(hidden, head, targets, None, torch.zeros(N), lambda rows, *_: c[rows], budget=BUDGET)
+
+
+def doubled(rows: slice, logp: Tensor, _: Tensor | None) -> Tensor:
+    return logp * 0 + 2
+
+
+KEPT = {free_half_kept: 2 * BUDGET, free_kept: 4 * BUDGET}
+"""Bytes of softmax that these keep; the last of the five chunks is in the tile."""
+WORKS = [one_pass, units_of_8, one_unit, two_parts, free_recomputed, *KEPT]
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("work", WORKS)
 def test_logits_never_live_beyond_the_budget(work: Callable[..., None], softcap: float | None) -> None:
-    """Largest tensor: the tile. In all: the tile, temporaries of 2/8 of it, the gradients and one scratch."""
+    """Largest tensor: the tile. In all: the tile, temporaries of 2/8 of it, what is kept, gradients, two scratches."""
     with Allocations() as seen:
         work(*inputs(softcap))
     made_by_inputs = HEAD + V * 4 + STATES
     small = 3 * STATES + 12 * N * 8 + 8 * V * 4
     assert seen.largest <= BUDGET < LOGITS / 4
-    assert seen.peak <= made_by_inputs + BUDGET * 1.25 + 2 * HEAD + STATES + small
+    assert seen.peak <= made_by_inputs + BUDGET * 1.25 + KEPT.get(work, 0) + 3 * HEAD + STATES + small
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -122,33 +128,47 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-COSTS: dict[Callable[..., None], tuple[int, int, int]]
+COSTS: dict[Callable[..., None], tuple[float, float, float]]
 COSTS = {
     one_pass: (6, 4, 2),
-    recomputed: (8, 6, 2),
     units_of_8: (6, 4, 2),
     one_unit: (6, 4, 2),
-    surrogate_alone: (8, 6, 0),
+    two_parts: (6, 4, 2),
+    free_recomputed: (6 + 2 * 4 / 5, 4, 2),
+    free_half_kept: (6 + 2 * 2 / 5, 4, 2),
+    free_kept: (6, 4, 2),
 }
-COSTS |= {one_unit_not_factored: (8, 6, 2), frozen: (4, 4, 4)}
 
 
 @pytest.mark.parametrize("work", COSTS)
 def test_each_pass_costs_what_it_says(work: Callable[..., None]) -> None:
     """Trained head; frozen head; every coefficient 0; and half of them 0, half way between."""
-    hidden, head, targets, _ = inputs()
+    head = inputs()[1]
     ones = torch.ones(N)
     fixed = Head(head.weight.detach())
     half = ones.clone()
     half[::2] = 0
     full, without_head, without_rows = COSTS[work]
     expected = [full, without_head, without_rows, (full + without_rows) / 2]
-    found = []
-    for one, c in [(head, ones), (fixed, ones), (head, ones * 0), (head, half)]:
-        with Products() as seen:
-            work(hidden, one, targets, c)
-        found.append(seen.cost)
+    found = [cost(work, one, c) for one, c in [(head, ones), (fixed, ones), (head, ones * 0), (head, half)]]
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("chunk", range(N // ROWS))
+@pytest.mark.parametrize("work", [work for work in COSTS if work is not free_recomputed and work is not free_half_kept])
+def test_a_chunk_of_zeros_makes_no_backward_product(work: Callable[..., None], chunk: int) -> None:
+    c = torch.ones(N)
+    c[chunk * ROWS : (chunk + 1) * ROWS] = 0
+    full, _, without_rows = COSTS[work]
+    share = ROWS / N
+    assert cost(work, inputs()[1], c) == pytest.approx(full * (1 - share) + without_rows * share, rel=1e-9)
+
+
+def cost(work: Callable[..., None], head: Head, c: Tensor) -> float:
+    hidden, _, targets, _ = inputs()
+    with Products() as seen:
+        work(hidden, head, targets, c)
+    return seen.cost
 
 
 def test_the_allocations_seen_are_those_made() -> None:

@@ -3,38 +3,33 @@
 The engine knows rows and numbers, no methods: hidden states [N, D] of valid tokens, their targets [N], and
 coefficients c [N] in front of ∇logp. All gradients are those of −Σ c·logp with c held fixed.
 
-    scope of c                                       pass                              cost (N·D·V)
-    no gradient                                      logps                             2
-    a row's own logp, or known before                single_pass, attach               6, frozen head 4
-    its unit's logp, c = s · w                       factored_pass, attach             6, frozen head 4
-    its unit's logp, not factored                    factored_pass(weights=None)       6, a unit beyond the
-    budget 8 anything                                         forward, surrogate(known=…)       8
-    anything, frozen head                            frozen_logps                      4
+    c needs                         pass                          cost (N·D·V), frozen head
+    no gradient is asked            logps                         2              2
+    nothing, or its row's own logp  single_pass                   6              4
+    its unit's logp, c = s · w      factored_pass                 6              4
+    its unit's logp, any c          factored_pass(weights=None)   6 to 8         4
+
+6 to 8: a unit that the tile does not hold costs 2 more for what is not kept. Rows with c = 0 cost 2.
 """
 
-from .attach import attach, surrogate
-from .factored import factored_pass
+from .attach import attach
+from .factored import KEEP, factored_pass
 from .forward import forward, logps
-from .frozen import directions, frozen_logps
 from .head import Head
-from .recompute import gradients
 from .rows import Rows
 from .single import Pass, single_pass
 from .sweep import BUDGET, Gradients
 
 __all__ = [
     "BUDGET",
+    "KEEP",
     "Gradients",
     "Head",
     "Pass",
     "Rows",
     "attach",
-    "directions",
     "factored_pass",
     "forward",
-    "frozen_logps",
-    "gradients",
     "logps",
     "single_pass",
-    "surrogate",
 ]

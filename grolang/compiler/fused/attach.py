@@ -1,4 +1,4 @@
-"""Where the engine meets autograd: a scalar whose gradients are formed already, one that forms them later."""
+"""Where the engine meets autograd: a scalar whose gradients are formed already."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ from torch import Tensor
 from grolang.language.diagnostics import GroError
 
 from .exact import opaque
-from .forward import forward
-from .frozen import refuse_second_order
-from .head import Head
-from .recompute import gradients
-from .rows import Rows
-from .sweep import BUDGET
 
 
 @opaque
@@ -55,62 +49,10 @@ class _Attached(torch.autograd.Function):
         return tuple(given)
 
 
-@opaque
-def surrogate(
-    hidden: Tensor,
-    head: Head,
-    targets: Tensor,
-    coefficients: Tensor,
-    *,
-    known: Rows | None = None,
-    budget: int = BUDGET,
-) -> Tensor:
-    """−Σ c·logp [scalar], with gradients in hidden, weight and bias of −Σ c ∇logp: c [N] is held fixed.
-
-    The backward pass recomputes the logits (6NDV); rows with c = 0 cost nothing in either direction. The
-    forward pass takes 2NDV, or nothing where `known` holds the result of `forward` on the same hidden
-    states: then log-probs, coefficients and gradients together take 8NDV, at any scope of c. Where c is
-    known before any log-prob, `single_pass` and `attach` take 6NDV. The value is fp32 (fp64 for fp64 inputs).
-    """
-    return torch.as_tensor(
-        _Surrogate.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, head, targets, coefficients.detach(), known, budget
+def refuse_second_order() -> None:
+    """To be called in a backward pass: autograd records one only to differentiate it again."""
+    if torch.is_grad_enabled():
+        raise GroError.plain(
+            "the fused log-probs have no second derivative: their gradient is not itself differentiable",
+            help="call backward without create_graph=True, or take plain logits for second-order work",
         )
-    )
-
-
-class _Surrogate(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        targets: Tensor,
-        coefficients: Tensor,
-        known: Rows | None,
-        budget: int,
-    ) -> Tensor:
-        live = coefficients.nonzero().squeeze(1)
-        if known is None:
-            found = forward(hidden[live], head, targets[live], budget=budget)
-            logp, lse = (
-                found.logp,
-                hidden.new_zeros(len(hidden), dtype=found.lse.dtype).index_copy_(0, live, found.lse),
-            )
-        else:
-            logp, lse = known.logp[live], known.lse
-        ctx.save_for_backward(hidden, weight, bias, targets, coefficients, lse)
-        ctx.head, ctx.budget = (head.scale, head.softcap, head.temperature), budget
-        return -(coefficients[live].to(logp.dtype) * logp).sum()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_order()
-        hidden, weight, bias, targets, coefficients, lse = ctx.saved_tensors
-        head = Head(weight, bias, *ctx.head)
-        found = gradients(hidden, head, targets, coefficients.to(lse.dtype) * upstream, lse, budget=ctx.budget)
-        inputs = zip(found, (hidden, weight, bias), strict=True)
-        given = (None if one is None or grad is None else grad.to(one.dtype) for grad, one in inputs)
-        return (*given, None, None, None, None, None)

@@ -39,6 +39,10 @@ class Sums(NamedTuple):
     bias: Tensor | None
 
 
+FROZEN = Sums(None, None)
+"""Of a head that is not trained."""
+
+
 def zero_sums(head: Head, dtype: torch.dtype) -> Sums:
     def zeros(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or not parameter.requires_grad:
@@ -115,16 +119,32 @@ class Sweep:
         Rows with c = 0 are dropped before the products and left as they are in d_hidden. The tile is used up.
         """
         size = rows.stop - rows.start
-        live = coefficients != 0
-        order = compact(live, self.tile[:size], *(() if self.slope is None else (self.slope[:size],)))
-        if len(order) == 0:
-            return
+        order = compact(coefficients != 0, self.tile[:size], *(() if self.slope is None else (self.slope[:size],)))
         places, c = order + rows.start, coefficients[order]
         slope = None if self.slope is None else self.slope[: len(order)]
         tile = errors(self.tile[: len(order)], self.targets[places], self.logp[places], slope)
+        self._products(tile, places, c, d_hidden, sums)
+
+    def errors(self, rows: slice) -> Tensor:
+        """The tile of `rows`, the ones just read, as errors: what `add_errors` takes."""
+        size = rows.stop - rows.start
+        slope = None if self.slope is None else self.slope[:size]
+        return errors(self.tile[:size], self.targets[rows], self.logp[rows], slope)
+
+    def add_errors(self, rows: slice, kept: Tensor, coefficients: Tensor, d_hidden: Tensor, sums: Sums) -> None:
+        """`add` for errors [n, V] that were kept, in any dtype. They and the tile are used up."""
+        order = compact(coefficients != 0, kept)
+        tile = kept[: len(order)]
+        if tile.dtype != self.precise.sums:
+            tile = self.tile[: len(order)].copy_(tile)
+        self._products(tile, order + rows.start, coefficients[order], d_hidden, sums)
+
+    def _products(self, tile: Tensor, places: Tensor, c: Tensor, d_hidden: Tensor, sums: Sums) -> None:
+        if len(places) == 0:
+            return
         add_bias(tile, c, self.head, sums.bias)
         tile = tile.to(self.precise.operands)
-        product = hidden_gradient(self.head, tile, d_hidden.new_empty(len(order), d_hidden.shape[1]))
+        product = hidden_gradient(self.head, tile, d_hidden.new_empty(len(places), d_hidden.shape[1]))
         d_hidden.index_copy_(0, places, product.mul_(c.unsqueeze(1)))
         if sums.weight is not None:
             scaled = weighted(self.hidden[places], c, self.precise)
