@@ -20,6 +20,7 @@ COMMANDS = {
     "test": "test:test",
     "equiv": "equiv:equiv",
     "diff": "diff:diff",
+    "lift": "lift:lift",
     "explain-error": "explain_error:explain_error",
     "version": "version:version",
 }
@@ -42,5 +43,6 @@ def command(word: str = "") -> Any:
     made.callback(invoke_without_command=True)(top)
     for name in [word] if word in COMMANDS else COMMANDS:
         file, function = COMMANDS[name].split(":")
-        made.command(name)(getattr(import_module(f"grolang.cli.{file}"), function))
+        module = import_module(f"grolang.cli.{file}")
+        made.command(name, cls=getattr(module, "Command", None))(getattr(module, function))
     return typer.main.get_command(made)

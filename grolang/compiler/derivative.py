@@ -7,7 +7,9 @@ derivative is infinite, so the branch that `A if C else B` does not take never s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Protocol, TypeVar
 
 from lark import Token, Tree
 
@@ -84,7 +86,7 @@ def _shares(build: Builder, index: int, adjoint: int, live: set[int]) -> list[tu
     shares = []
     for argument, text in zip(step.args, row.derivative):
         if argument in live and text is not None:
-            share = build.apply("chain", adjoint, _evaluated(build, _tree(text), names))
+            share = build.apply("chain", adjoint, written(build, text, names))
             shares.append((argument, _gathered(build, share, step.scope, build[argument].scope)))
     return shares
 
@@ -109,6 +111,22 @@ def _unreduced(build: Builder, index: int, adjoint: int) -> int:
     return build.emit("unreduce", [step.args[0], index, place, *step.args[1:]], step.detail, scope=child)
 
 
+Value = TypeVar("Value")
+
+
+class Algebra(Protocol[Value]):
+    """What a derivative can be written in: steps of a program, terms of sympy, …"""
+
+    def number(self, value: float) -> Value: ...
+
+    def apply(self, function: str, *args: Value) -> Value: ...
+
+
+def written(algebra: Algebra[Value], text: str, names: Mapping[str, Value]) -> Value:
+    """A derivative of the table of functions, written in an algebra; `names` holds the arguments and `out`."""
+    return _written(algebra, _tree(text), names)
+
+
 @cache
 def _tree(text: str) -> Tree[Token]:
     tree = parser().parse(f"d = {text}").children[1]
@@ -116,39 +134,37 @@ def _tree(text: str) -> Tree[Token]:
     return tree
 
 
-def _evaluated(build: Builder, tree: Tree[Token], names: dict[str, int]) -> int:
-    """A derivative's text, written as steps."""
-
-    def steps(*trees: object) -> list[int]:
-        return [_evaluated(build, child, names) for child in trees if isinstance(child, Tree)]
+def _written(algebra: Algebra[Value], tree: Tree[Token], names: Mapping[str, Value]) -> Value:
+    def parts(*trees: object) -> list[Value]:
+        return [_written(algebra, child, names) for child in trees if isinstance(child, Tree)]
 
     children = tree.children
     match str(tree.data):
         case "literal":
-            return build.number(float(str(children[0])))
+            return algebra.number(float(str(children[0])))
         case "parenthesis":
-            return steps(*children)[0]
+            return parts(*children)[0]
         case "name":
             return names[str(children[0])]
         case "negative" | "binary":
             function = "negate" if tree.data == "negative" else BINARY[str(children[1])].name
-            return build.apply(function, *steps(*children))
+            return algebra.apply(function, *parts(*children))
         case "if_else":
-            then, condition, otherwise = steps(*children)
-            return build.apply("choose", condition, then, otherwise)
+            then, condition, otherwise = parts(*children)
+            return algebra.apply("choose", condition, then, otherwise)
         case "comparison":
-            values = steps(*children)
+            values = parts(*children)
             pairs = [
-                build.apply(BINARY[str(sign)].name, left, right)
+                algebra.apply(BINARY[str(sign)].name, left, right)
                 for left, right, sign in zip(values, values[1:], children[1::2])
             ]
             held = pairs[0]
             for pair in pairs[1:]:
-                held = build.apply("and", held, pair)
+                held = algebra.apply("and", held, pair)
             return held
         case "and_":
-            return build.apply("and", *steps(*children))
+            return algebra.apply("and", *parts(*children))
         case "call":
-            return build.apply(str(children[0]), *steps(*children[1:]))
+            return algebra.apply(str(children[0]), *parts(*children[1:]))
         case rule:
             raise AssertionError(f"bug in grolang: a derivative uses `{rule}`")
