@@ -85,7 +85,7 @@ class Draft:
     ) -> tuple[dict[str, Expr], dict[str, tuple[Symbol, Expr, dict[Expr, str]]]]:
         """The components that are not at their defaults, and the functions with what is named in them."""
         if self.parts is None:
-            return {"reward": ZERO}, {}
+            return ({"credit": ZERO} if {"reward", "advantage"} & set(base) else {"reward": ZERO}), {}
         parts = self.parts
         advantage, upsilon = increasing(parts.advantage, self.book) if self.curved else (parts.advantage, None)
         values = self._signal(advantage, base)
@@ -139,9 +139,10 @@ class Draft:
 
     def _unless_taken(self, kept: Sequence[str], written: Mapping[str, str]) -> None:
         """Every given component that the file needs is written as it was, or the estimator does not look at it."""
-        counts = {"advantage", "credit", "penalty"}
-        counts |= set() if "advantage" in written else {"reward", "baseline"}
-        counts |= {"measure", "anchor", "alpha"} if self.parts is not None and self.parts.contrasts else set()
+        counts = {"credit", "penalty"}
+        if self.parts is not None:
+            counts |= {"advantage"} if "advantage" in written else {"advantage", "reward", "baseline"}
+            counts |= {"measure", "anchor", "alpha"} if self.parts.contrasts else set()
         names = [name for name in kept if name in COMPONENTS and (name in counts or name in written)]
         if taken := [name for name in names if written.get(name) != self.question.statements[name]]:
             raise Taken(taken)

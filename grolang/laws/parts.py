@@ -101,27 +101,26 @@ _FLAT = "no gradient in `logp` flows through it"
 
 def _share(loss: Expr, book: Book, measure: Expr | None = None) -> _Share:
     """What the row's tokens are pushed by: −∂loss/∂logp, its contrast found and named Z."""
-    credit, variable = ONE, LOGP
     if measure is not None:
         loss = _with_measure(loss, measure)
-        credit, variable = _to_tokens(measure), _MEASURE
-        pushed = -slope(loss, _MEASURE)
         if loss.has(TOTAL, LOGP):
             raise NoForm("it looks at the log-probs of a completion in two ways")
+        pushed, credit = -slope(loss, _MEASURE), _to_tokens(measure)
     else:
-        pushed, variable, credit = _pushed(loss)
+        pushed, credit = _pushed(loss)
     pushed = _tidy(_unstopped(pushed))
     if pushed.has(sympy.zoo, sympy.nan):
         raise NoForm("its derivative divides by 0")
     credit, averaged = _without_length(_tidy(_unstopped(credit)))
-    if not pushed.has(LOGP, TOTAL, _MEASURE):
+    movers = _movers(pushed)
+    if not movers:
         pushed, also = _without_length(pushed)
         return _Share(LOGP, ZERO, ONE, pushed, credit, averaged or also)
-    if credit.has(LOGP) and variable == LOGP:
-        raise NoForm("it looks at the log-probs of a token in two ways")
-    distance, alpha, push = _contrast(pushed, variable, book)
+    if len(movers) > 1 or LOGP in _movers(credit):
+        raise NoForm("it looks at the log-probs of a completion in two ways")
+    distance, alpha, push = _contrast(pushed, movers.pop(), book)
     push, also = _without_length(push)
-    if push.has(LOGP, TOTAL, _MEASURE):
+    if _movers(push):
         raise NoForm("what a token is pushed by is not a function of one distance from an anchor")
     own, anchor = _sides(distance, book)
     if measure is not None:
@@ -129,29 +128,32 @@ def _share(loss: Expr, book: Book, measure: Expr | None = None) -> _Share:
     return _Share(own, anchor, alpha, push, credit, averaged or also)
 
 
-def _pushed(loss: Expr) -> tuple[Expr, Expr, Expr]:
-    """−∂loss with the variable that it looks at, and the factor from that variable to each token's logp."""
-    outside = loss.xreplace({total: sympy.Dummy() for total in loss.atoms(sympy.Function) if total.func == TOTAL})
-    totals = sorted((part for part in loss.atoms(sympy.Function) if part.func == TOTAL), key=str)
-    shares = [(total, -slope(loss, total), slope(total.args[0], LOGP)) for total in totals]
-    shares = [share for share in shares if share[1] != 0]
-    if outside.has(LOGP):
-        here = -slope(loss, LOGP)
-        if shares:
-            raise NoForm("a token's push holds sums over its completion that move with `logp` as well")
-        return here, LOGP, ONE
+def _movers(expr: Expr) -> set[Expr]:
+    """What of the row's own log-probs a number moves with: a token's, a sum's, or a measure's."""
+    if expr in (LOGP, _MEASURE) or expr.func == TOTAL:
+        return {expr}
+    return set().union(*(_movers(argument) for argument in expr.args))
+
+
+def _pushed(loss: Expr) -> tuple[Expr, Expr]:
+    """−∂loss/∂logp in two factors: what the loss's own look at the completion gives, and the way to each token."""
+    shares = []
+    for mover in sorted(_movers(loss), key=str):
+        outer = -slope(loss, mover)
+        if outer != 0:
+            shares.append((mover, outer))
     if not shares:
-        return ZERO, LOGP, ONE
+        return ZERO, ONE
     if len(shares) > 1:
         raise NoForm("it sums the log-probs of a completion in two ways")
-    total, outer, inner = shares[0]
+    mover, outer = shares[0]
+    if mover == LOGP:
+        return outer, ONE
+    inner = slope(mover.args[0], LOGP)
     if inner.has(TOTAL):
         raise NoForm("a sum over tokens stands within another")
-    if inner.has(LOGP):  # the sum of what is no straight line in logp: a token's own affair
-        if outer.has(TOTAL):
-            raise NoForm("it looks at the log-probs of a completion in two ways")
-        return outer * inner, LOGP, ONE
-    return outer, total, inner
+    # The sum of what is no straight line in logp is each token's own affair.
+    return (outer * inner, ONE) if inner.has(LOGP) else (outer, inner)
 
 
 def _to_tokens(measure: Expr) -> Expr:
