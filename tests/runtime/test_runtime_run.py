@@ -74,9 +74,10 @@ def test_prompts_raise_the_reward(tiny: str, tmp_path: Path, write: Write) -> No
 
 @pytest.mark.parametrize("method", sorted(built_in()))
 def test_every_method_runs_and_leaves_a_whole_folder(method: str, tiny: str, tmp_path: Path, write: Write) -> None:
-    (kind,) = grolang.load(method).data
+    kind, *more = grolang.load(method).data
     output = tmp_path / "out"
-    out = run(tiny, output, method, write(rows_of(kind)), updates=2, steps=4)
+    data: Any = [write(rows_of(one), f"{one}.jsonl") for one in (kind, *more)]
+    out = run(tiny, output, method, data, updates=2, steps=4)
     assert out.steps == 4 and out.before and out.before.keys() == out.after.keys()
     found = lines(output)
     assert [line["step"] for line in found] == [1, 2, 3, 4]
