@@ -5,6 +5,7 @@ Importing this package imports no torch; the first use of a name that needs it d
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,18 @@ from grolang.runtime.settings import DEFAULTS, RunSettings
 if TYPE_CHECKING:
     from grolang.runtime.launch import resolve, start
     from grolang.runtime.loop import Outcome, train
+
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""What keeps the packages below from telling their makers of a run; read when they are imported. Yours if set."""
+
+for _name, _value in NO_TELEMETRY.items():
+    os.environ.setdefault(_name, _value)
 
 __all__ = ["DEFAULTS", "Outcome", "RunSettings", "resolve", "start", "train"]
 

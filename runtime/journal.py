@@ -18,10 +18,11 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.evaluation import Measured
 from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import MetricsFile
-from grolang.runtime.progress import View
+from grolang.runtime.progress import View, say
 from grolang.runtime.samples import CompletionFiles, SamplesFile, table
 from grolang.runtime.setup import Run
 from grolang.runtime.step import Sample
+from grolang.runtime.tracking import Trackers, chosen
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Journal:
         self.view = View(console, run.settings.steps, start)
         self.decode = partial(_decode, run.encoder.tokenizer)
         if self.main:
+            self.trackers = Trackers(chosen(run.settings.track), output, run.settings, start, partial(say, console))
             self.metrics = MetricsFile(output / "metrics.jsonl", start)
             self.samples = SamplesFile(output, start)
             self.held_out = MetricsFile(output / "evaluations.jsonl", start)
@@ -61,6 +63,7 @@ class Journal:
             if self.main:
                 self.metrics.close()
                 self.held_out.close()
+                self.trackers.close()
                 self.samples.flush()
 
     def doing(self, what: str) -> AbstractContextManager[None]:
@@ -75,6 +78,7 @@ class Journal:
         self.metrics.write(figures)
         if every and (number - 1) % every == 0:
             self.samples.add(table(number, seen.samples, seen.batch, seen.evaluation, self.decode))
+        self.trackers.log("train", number, figures)
         self.view.step(figures)
 
     def evaluated(self, step: int, measured: Measured) -> None:
@@ -82,6 +86,7 @@ class Journal:
         if not self.main or not measured.figures:
             return
         self.held_out.write({"step": step, **measured.figures})
+        self.trackers.log("eval", step, measured.figures)
         if measured.completions:
             self.completions.write(step, measured.completions, self.decode)
 

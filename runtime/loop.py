@@ -31,6 +31,7 @@ from grolang.runtime.rollout import offline_samples
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, prepare
 from grolang.runtime.step import Sample, Step
+from grolang.runtime.tracking import chosen
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     if console is None or not accelerator.is_main_process:
         console = Console(quiet=not accelerator.is_main_process, stderr=True)
     set_seed(settings.seed)
+    chosen(settings.track)
     run = prepare(method, settings, accelerator)
     run.engine.say = partial(say, console)
     output = open_output(method, settings, accelerator)

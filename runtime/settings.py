@@ -120,6 +120,12 @@ class OutputSettings(Panel):
     resume: bool = Field(False, description="Continue the run of the output folder.")
     save_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 saves at the end and at Ctrl-C.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    track: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio", "mlflow", "none"], ...], BeforeValidator(_as_tuple)
+    ] = Field(
+        (),
+        description="Tracker for the figures: tensorboard, wandb, trackio, mlflow or none; tensorboard if installed.",
+    )
     keep_samples: int = Field(1, ge=0, description="Samples of every Nth step are kept; 0 keeps none.")
 
 
@@ -192,7 +198,7 @@ def read_settings(kind: str, given: Settings) -> RunSettings:
 
 
 def _finding(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
+    name = ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] == "extra_forbidden":
         known = ", ".join(RunSettings.model_fields)
         return f"there is no setting `{name}`; the settings are {known}"

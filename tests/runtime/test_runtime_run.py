@@ -89,7 +89,7 @@ def test_every_method_runs_and_leaves_a_whole_folder(method: str, tiny: str, tmp
         "demonstrations": set(),
     }[kind]
     assert all(wanted <= line.keys() for line in found)
-    assert {path.name for path in output.iterdir()} - {"evaluations"} == {
+    assert {path.name for path in output.iterdir()} - {"evaluations", "tensorboard"} == {
         "method.gro", "settings.toml", "versions.json", "metrics.jsonl", "samples", "evaluation.json",
         "evaluations.jsonl", "model", "checkpoints",
     }  # fmt: skip
