@@ -87,8 +87,7 @@ def _of_file(file: str, law: str | None, name: str | None) -> Question:
 
     method = load(file)
     losses = [row.name for row in method.ir.laws.values() if row.claim == "loss"]
-    if law is None and len(losses) == 1:
-        (law,) = losses
+    law = law or next(iter(losses), None)
     if law is None or law not in losses:
         message = (
             f"`{method.name}` has no law of a loss"
