@@ -11,14 +11,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from grolang.compiler.batch import Batch
+from grolang.compiler.batch import PER_TOKEN, Batch
 from grolang.compiler.blame import not_finite
+from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
 from grolang.compiler.fused import attach
 from grolang.compiler.lowering import lower
 from grolang.compiler.needs import Needs, needs
 from grolang.compiler.on_policy import on_policy
-from grolang.compiler.program import MAIN, Program
+from grolang.compiler.program import CURRENT, MAIN, MISMATCHED, Program
 from grolang.compiler.schedule import Schedule, schedule
 from grolang.language import library
 from grolang.language.checker import check
@@ -126,6 +127,29 @@ class Method:
         """
         run = self._run(batch)
         return self._coefficients(run)
+
+    def dead(self, batch: Batch) -> Tensor:
+        """[S] bool: sequences that no pass of the policy is needed for, since they cannot matter.
+
+        Their coefficients are 0 whatever the policy says, and neither another coefficient nor the penalty's value
+        nor a report depends on their log-probs. `logp` and `entropy` count as not known yet, and so does each tensor
+        [S, T] that the batch lacks; padding is not dead.
+        """
+        parts = {MAIN: batch, MISMATCHED: batch.mismatched or Batch(mask=batch.mask)}
+
+        def unknown(name: str, world: str) -> bool:
+            return name in CURRENT or (name in PER_TOKEN and getattr(parts[world], name) is None)
+
+        def filled(part: Batch, world: str) -> Batch:
+            filler = torch.full(part.mask.shape, -1.0, dtype=batch.dtype, device=batch.mask.device)
+            return part.replace(**{name: filler for name in PER_TOKEN if unknown(name, world)})
+
+        run = self._run(filled(batch, MAIN).replace(mismatched=filled(parts[MISMATCHED], MISMATCHED)))
+        if not run.layout.rows.numel():
+            return torch.zeros_like(batch.mask[:, 0])
+        reports = tuple(name for name in self.program.outputs if name.startswith("report "))
+        live = live_tokens(run, unknown, reports)
+        return batch.mask.any(1) & ~run.to_slots(live, Scope.TOKEN).any(1)
 
     def loss(self, batch: Batch) -> Tensor:
         """A scalar whose gradient in `batch.logp` is −coefficients: −Σ score coefficient · logp + penalty."""

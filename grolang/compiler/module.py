@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from grolang.compiler.batch import Batch
-from grolang.compiler.blame import not_finite
-from grolang.compiler.execute import Run
-from grolang.compiler.fused import BUDGET, KEEP, Head, Pass, attach, factored_pass, logps, single_pass
+from grolang.compiler.forming import Forming
+from grolang.compiler.fused import BUDGET, KEEP, Head, attach
 from grolang.compiler.method import Method
 from grolang.language.diagnostics import GroError
-from grolang.language.scopes import Scope
 
 
 class Compiled(nn.Module):
@@ -19,7 +19,8 @@ class Compiled(nn.Module):
 
     module(hidden [S, T, D], head_weight [V, D], targets [S, T], batch) → scalar, where hidden[s, t] is the state
     that predicts targets[s, t]. Its gradients in hidden, head_weight and bias are those of −Σ c log π with the
-    coefficients c of `Method.coefficients`, held fixed. Positions where `batch.mask` is off never reach the head.
+    coefficients c of `Method.coefficients`, held fixed. Positions where `batch.mask` is off never reach the head, nor
+    do tokens that cannot matter (a coefficient of 0 whatever the policy says: see `Method.dead`).
 
     How is read off the method (`method.schedule.kind`):
 
@@ -64,84 +65,27 @@ class Compiled(nn.Module):
         """The loss. Raises GroError for shapes that do not fit and for a coefficient that is not finite."""
         _fits(hidden, targets, batch)
         head = Head(head_weight, bias, scale, softcap, temperature)
-        run = Run(self.method.schedule.program, _arithmetic(batch, hidden), self.method.name)
-        row, slot = run.layout.places
-        order = self._order(run)
-        place = (run.layout.rows[row] * batch.mask.shape[1] + slot)[order]
-        states = hidden.flatten(0, 1).index_select(0, place)
-        return self._loss(run, states, head, targets.flatten().index_select(0, place), order)
+        inputs = (hidden, head_weight, bias)
+        asked = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
+        value, grads = self._formed(hidden.detach(), head, targets, batch, any(asked))
+        return attach(value, inputs, grads) if any(asked) else value
 
-    def _order(self, run: Run) -> Tensor:
-        """Tokens sorted so that what must be together stands together."""
-        row = run.layout.places[0]
-        if self.method.schedule.unit is not Scope.GROUP:
-            return torch.arange(row.numel(), device=row.device)
-        run.need_groups(Scope.GROUP)
-        return torch.argsort(run.layout.groups[1][row], stable=True)
-
-    def _loss(self, run: Run, hidden: Tensor, head: Head, targets: Tensor, order: Tensor) -> Tensor:
-        entropy = self.method.needs.entropy and run.batch.entropy is None
-        parts = (hidden, head.weight, head.bias)
-        if not torch.is_grad_enabled() or not any(part is not None and part.requires_grad for part in parts):
-            logp, uncertainty = logps(hidden, head, targets, entropy=entropy, budget=self.budget)
-            return self._value(run, _placed(logp, order), _placed(uncertainty, order))
-        made = self._one_pass(run, hidden, head, targets, order, entropy)
-        value = self._value(run, _placed(made.rows.logp, order), _placed(made.rows.entropy, order))
-        return attach(value, parts, made.gradients)
-
-    def _one_pass(self, run: Run, hidden: Tensor, head: Head, targets: Tensor, order: Tensor, entropy: bool) -> Pass:
-        """Gradients while each chunk's logits live; rows that a chunk does not hold cannot matter to it."""
-        plan, count = self.method.schedule, order.numel()
-        output = "scale" if plan.kind == "factored" else "coefficient"
-        filled = torch.full((count,), -1.0, dtype=run.dtype, device=hidden.device)
-        uncertain = torch.ones_like(filled) if entropy else None
-
-        def evaluate(rows: slice, logp: Tensor, uncertainty: Tensor | None) -> Tensor:
-            filled[order[rows]] = logp.to(run.dtype)
-            if uncertain is not None and uncertainty is not None:
-                uncertain[order[rows]] = uncertainty.to(run.dtype)
-            run.now(filled, uncertain)
-            return run.per_token(output)[order[rows]].to(logp.dtype)
-
-        if plan.unit is Scope.TOKEN:
-            return single_pass(hidden, head, targets, evaluate, entropy=entropy, budget=self.budget)
-        weights = run.per_token("weight")[order] if plan.kind == "factored" and count else None
-        unit, part = (run.layout.parent(Scope.TOKEN, scope)[order] for scope in (plan.unit, plan.part))
-        return factored_pass(
-            hidden,
-            head,
-            targets,
-            weights,
-            unit,
-            evaluate,
-            part=part,
-            entropy=entropy,
-            budget=self.budget,
-            keep=self.keep,
-        )
-
-    def _value(self, run: Run, logp: Tensor | None, entropy: Tensor | None) -> Tensor:
-        """The loss's value, once all log-probs are known; a coefficient that is not finite is an error."""
-        assert logp is not None
-        if not run.layout.rows.numel():
-            return torch.zeros((), dtype=run.dtype, device=run.device)
-        run.now(logp, entropy)
-        coefficient, score, penalty = run("coefficient", "score_coefficient", "penalty")
-        if not bool(torch.isfinite(coefficient).all()):
-            raise not_finite(run, "coefficient", self.method.sources)
-        return penalty - (score * logp.to(run.dtype)).sum()
-
-
-def _placed(values: Tensor | None, order: Tensor) -> Tensor | None:
-    """Values in the order of the batch again."""
-    return None if values is None else torch.empty_like(values).index_copy_(0, order, values)
-
-
-def _arithmetic(batch: Batch, hidden: Tensor) -> Batch:
-    """The batch with a `logp` of the arithmetic's dtype, to be filled by the module."""
-    double = hidden.dtype == torch.float64 or batch.dtype == torch.float64
-    dtype = torch.float64 if double else torch.float32
-    return batch.replace(logp=torch.zeros(batch.mask.shape, dtype=dtype, device=batch.mask.device))
+    @torch.no_grad()
+    def _formed(
+        self, hidden: Tensor, head: Head, targets: Tensor, batch: Batch, trained: bool
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The loss and its gradients in hidden, head_weight and bias."""
+        forming = Forming(self.method, batch, double=hidden.dtype == torch.float64)
+        slots = forming.slots
+        states = hidden.flatten(0, 1).index_select(0, slots)
+        chosen = targets.flatten().index_select(0, slots)
+        if not trained:
+            forming.read(forming.tokens, states, head, chosen, budget=self.budget)
+            return forming.loss(), ()
+        made = forming.form(forming.tokens, states, head, chosen, budget=self.budget, keep=self.keep).gradients
+        whole = made.hidden.new_zeros(hidden.shape)
+        whole.flatten(0, 1).index_copy_(0, slots, made.hidden)
+        return forming.loss(), (whole, made.weight, made.bias)
 
 
 def _fits(hidden: Tensor, targets: Tensor, batch: Batch) -> None:

@@ -1,0 +1,96 @@
+"""A method's gradient from hidden states: its schedule, run on a batch with the fused passes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grolang.compiler.batch import Batch
+from grolang.compiler.blame import not_finite
+from grolang.compiler.dead import live_tokens
+from grolang.compiler.execute import Run
+from grolang.compiler.fused import BUDGET, KEEP, Head, Pass, factored_pass, logps, single_pass
+from grolang.compiler.method import Method
+from grolang.compiler.program import MAIN
+from grolang.language.scopes import Scope
+
+FILLER = -1.0
+"""A log-prob that stands for one that is not known, where it cannot matter."""
+
+VALUE = ("coefficient", "score_coefficient", "penalty")
+"""What the loss and its gradient are made of."""
+
+
+class Forming:
+    """A method on a whole batch whose current log-probs come part by part.
+
+    `tokens` [n] are the valid tokens that can matter, as places in row-major order among all N valid ones, sorted
+    so that what the schedule wants together stands together. `form` takes any of them that are whole units, and may
+    be called again for others; `loss` is known when all have been seen.
+    """
+
+    def __init__(self, method: Method, batch: Batch, *, double: bool = False, entropy: bool = False) -> None:
+        self.method, self.plan = method, method.schedule
+        dtype = torch.float64 if double else batch.dtype
+        filler = torch.full(batch.mask.shape, FILLER, dtype=dtype, device=batch.mask.device)
+        self.run = run = Run(self.plan.program, batch.replace(logp=filler), method.name)
+        count = run.layout.size(Scope.TOKEN)
+        self.logp = filler.new_full((count,), FILLER)
+        used = ("entropy", MAIN) in self.plan.program.loads(*VALUE)
+        self.entropy = -self.logp if entropy or (used and batch.entropy is None) else None
+        own = ("logp",) if self.entropy is None else ("logp", "entropy")
+        run.now(self.logp, self.entropy)
+        live = torch.ones(count, dtype=torch.bool, device=run.device)
+        if count:
+            live = live_tokens(run, lambda name, world: name in own and world == MAIN)
+        if self.plan.unit is Scope.GROUP:
+            run.need_groups(Scope.GROUP)
+            order = torch.argsort(run.layout.groups[1][run.layout.places[0]], stable=True)
+            self.tokens = order[live[order]]
+        else:
+            self.tokens = live.nonzero()[:, 0]
+
+    @property
+    def slots(self) -> Tensor:
+        """Where `tokens` stand in a flattened [S, T]."""
+        row, slot = (index[self.tokens] for index in self.run.layout.places)
+        return self.run.layout.rows[row] * self.run.batch.mask.shape[1] + slot
+
+    def form(
+        self, at: Tensor, hidden: Tensor, head: Head, targets: Tensor, *, budget: int = BUDGET, keep: int = KEEP
+    ) -> Pass:
+        """Gradients of hidden [n, D] and the head, from the tokens `at` [n] alone; whole units of them, together."""
+        run, plan = self.run, self.plan
+        output = "scale" if plan.kind == "factored" else "coefficient"
+
+        def evaluate(rows: slice, logp: Tensor, entropy: Tensor | None) -> Tensor:
+            self._learn(at[rows], logp, entropy)
+            return run.per_token(output)[at[rows]].to(logp.dtype)
+
+        asked = self.entropy is not None
+        if plan.unit is Scope.TOKEN:
+            return single_pass(hidden, head, targets, evaluate, entropy=asked, budget=budget)
+        weights = run.per_token("weight")[at] if plan.kind == "factored" and len(at) else None
+        unit, part = (run.layout.parent(Scope.TOKEN, scope)[at] for scope in (plan.unit, plan.part))
+        return factored_pass(
+            hidden, head, targets, weights, unit, evaluate, part=part, entropy=asked, budget=budget, keep=keep
+        )
+
+    def read(self, at: Tensor, hidden: Tensor, head: Head, targets: Tensor, *, budget: int = BUDGET) -> None:
+        """Log-probs of the tokens `at` [n], where no gradient is wanted."""
+        self._learn(at, *logps(hidden, head, targets, entropy=self.entropy is not None, budget=budget))
+
+    def _learn(self, at: Tensor, logp: Tensor, entropy: Tensor | None) -> None:
+        self.logp[at] = logp.to(self.logp.dtype)
+        if self.entropy is not None and entropy is not None:
+            self.entropy[at] = entropy.to(self.logp.dtype)
+        self.run.now(self.logp, self.entropy)
+
+    def loss(self) -> Tensor:
+        """−Σ score coefficient · logp + penalty; a coefficient that is not finite is an error (E902)."""
+        if not self.run.layout.rows.numel():
+            return self.logp.new_zeros(())
+        coefficient, score, penalty = self.run(*VALUE)
+        if not bool(torch.isfinite(coefficient).all()):
+            raise not_finite(self.run, "coefficient", self.method.sources)
+        return penalty - (score * self.logp).sum()
