@@ -40,7 +40,7 @@ class Journal:
     def __init__(self, run: Run, output: Path, console: Console, start: int) -> None:
         self.main = bool(run.engine.accelerator.is_main_process)
         self.settings = run.settings
-        self.view = View(console, run.settings.steps, start)
+        self.view = View(console, run.method.name, run.settings.steps, start)
         self.decode = partial(_decode, run.encoder.tokenizer)
         if self.main:
             self.trackers = Trackers(chosen(run.settings.track), output, run.settings, start, partial(say, console))
@@ -50,6 +50,8 @@ class Journal:
             self.completions = CompletionFiles(output, start)
         kept = [self.held_out.kept if self.main else []]
         self.evaluations: list[Figures] = broadcast_object_list(kept)[0]
+        if self.main:
+            self.view.lines, self.view.held_out = list(self.metrics.kept), list(self.evaluations)
 
     def __enter__(self) -> Journal:
         self.view.__enter__()
@@ -87,6 +89,7 @@ class Journal:
             return
         self.held_out.write({"step": step, **measured.figures})
         self.trackers.log("eval", step, measured.figures)
+        self.view.evaluated(step, measured.figures)
         if measured.completions:
             self.completions.write(step, measured.completions, self.decode)
 

@@ -144,7 +144,7 @@ class MetricsFile:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= after]
-        self.kept: list[Figures] = [json.loads(line) for line in kept]
+        self.kept: list[Figures] = [_finite(json.loads(line)) for line in kept]
         try:
             path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             self.file = path.open("a", encoding="utf-8")
@@ -170,6 +170,11 @@ class MetricsFile:
     def close(self) -> None:
         self.flush()
         self.file.close()
+
+
+def _finite(line: dict[str, float | None]) -> Figures:
+    """A line without what was not finite when it was written."""
+    return {name: value for name, value in line.items() if value is not None}
 
 
 def _step_of(line: str) -> float:
