@@ -23,7 +23,7 @@ lint: $(READY)
 	@rm -rf build/types && mkdir -p build/types/grolang  # the package as it installs, for mypy
 	@ln -s $(CURDIR)/grolang/* build/types/grolang/
 	@ln -s $(CURDIR)/runtime $(CURDIR)/methods $(CURDIR)/grammar build/types/grolang/
-	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p grolang
+	cd build/types && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file $(CURDIR)/pyproject.toml -p grolang
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
