@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from grolang.language.diagnostics import GroError
+from grolang.runtime.descent import Descent, Scale
 
 FOLDER, NAME = "checkpoints", "step-{:08d}"
 
@@ -66,24 +67,21 @@ class State:
     step: int
     num_tokens: int
     before: dict[str, float]
+    skipped: int = 0
 
 
 def save(
-    output: Path,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    keep: int,
-    best: int | None = None,
+    output: Path, model: PreTrainedModel, descent: Descent, state: State, keep: int, best: int | None = None
 ) -> None:
     """Write the checkpoint of this step and remove all but the last `keep` and that of step `best`."""
 
     def write(folder: Path) -> None:
         save_file(_distinct(model.state_dict()), str(folder / "model.safetensors"))
-        tensors, rest = _flat(optimizer.state_dict())
+        tensors, rest = _flat(descent.optimizer.state_dict())
         save_file(tensors, str(folder / "optimizer.safetensors"))
         save_file(_generators(), str(folder / "generators.safetensors"))
-        text = {"state": vars(state), "optimizer": rest, "python": random.getstate()}
+        scale = None if descent.scale is None else vars(descent.scale)
+        text = {"state": vars(state), "optimizer": rest, "scale": scale, "python": random.getstate()}
         (folder / "state.json").write_text(json.dumps(text), encoding="utf-8")
 
     replace_folder(output / FOLDER / NAME.format(state.step), write)
@@ -92,7 +90,7 @@ def save(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> State | None:
+def restore(output: Path, model: PreTrainedModel, descent: Descent) -> State | None:
     """Put the last checkpoint back into model, optimizer and random generators; None where there is none."""
     found = kept(output)
     if not found:
@@ -101,12 +99,14 @@ def restore(output: Path, model: PreTrainedModel, optimizer: torch.optim.Optimiz
     try:
         text: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         _check_keys(model, load_file(str(folder / "model.safetensors")))
-        optimizer.load_state_dict(_unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"]))
+        descent.optimizer.load_state_dict(_unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"]))
         generators = load_file(str(folder / "generators.safetensors"))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise GroError.plain(
             f"the checkpoint {folder} cannot be read: {error}", help="remove that folder to resume from the one before"
         ) from error
+    if descent.scale is not None and text.get("scale"):
+        descent.scale = Scale(**text["scale"])
     version, numbers, gauss = text["python"]
     random.setstate((version, tuple(numbers), gauss))
     _set_generators(generators)

@@ -20,7 +20,7 @@ from grolang.runtime.rollout import Sampler, offline_samples
 from grolang.runtime.sampling import end_ids
 from grolang.runtime.scores import Scorer
 from grolang.runtime.settings import RunSettings
-from grolang.runtime.step import Engine, Sample
+from grolang.runtime.step import Engine
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,13 @@ def _entropies(engine: Engine, completions: Sequence[Completion]) -> Figures:
     """Entropy of the policy, and its divergence from the reference, over the tokens that it drew itself."""
     sampled = [one for one in completions if one.number is not None]
     pairs = [(one.example.prompt, one.ids) for one in sampled]
-    cut = engine.cut([Sample(prompt, ids, at) for at, (prompt, ids) in enumerate(pairs)])
     width = max(len(ids) for _, ids in pairs)
     mask = torch.tensor([[at < len(ids) for at in range(width)] for _, ids in pairs], device=engine.device)
-    logp, entropy = engine.log_probs(engine.policy, pairs, cut, mask, entropy=True)
+    logp, entropy = engine.log_probs(engine.policy, pairs, mask, entropy=True)
     assert entropy is not None
     found = {"entropy": float(entropy[mask].mean())}
     if engine.reference is not None:
-        found["kl"] = kl(logp[mask], engine.log_probs(engine.reference, pairs, cut, mask)[0][mask])
+        found["kl"] = kl(logp[mask], engine.log_probs(engine.reference, pairs, mask)[0][mask])
     return found
 
 

@@ -28,6 +28,10 @@ METRICS = (
     Figure(("grad_norm",), "", "always", "before clipping"),
     Figure(("learning_rate",), "", "always", "of this step"),
     Figure(("epoch",), "", "always", "rows drawn / rows"),
+    Figure(
+        ("skipped",), "steps", "`--on-nonfinite skip`, or an fp16 overflow", "left out so far; such a line ends here"
+    ),
+    Figure(("loss_scale",), "", "`--precision fp16`", "the factor that the gradient carried"),
     Figure(("seconds",), "s", "always", "this step took, drawing and scoring included"),
     Figure(("num_tokens",), "tokens", "always", "of prompts and completions, so far"),
     Figure(("omega/mean", "omega/abs_mean", "omega/zeros"), "", "always", "ω over all tokens; share that is exactly 0"),

@@ -72,13 +72,13 @@ class Journal:
         """While this holds, the view says what takes the time."""
         return self.view.doing(what)
 
-    def step(self, figures: Figures, seen: Seen) -> None:
-        """Write a step down and show it."""
+    def step(self, figures: Figures, seen: Seen | None) -> None:
+        """Write a step down and show it; `seen` is None where it was left out."""
         if not self.main:
             return
         number, every = int(figures["step"]), self.settings.keep_samples
         self.metrics.write(figures)
-        if every and (number - 1) % every == 0:
+        if seen is not None and every and (number - 1) % every == 0:
             self.samples.add(table(number, seen.samples, seen.batch, seen.evaluation, self.decode))
         self.trackers.log("train", number, figures)
         self.view.step(figures)

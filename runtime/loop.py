@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
-from grolang import Batch, Evaluation, Method
+from grolang import Method
+from grolang.compiler.blame import NotFinite
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
+from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import check_evaluation
 from grolang.runtime.examples import positions
 from grolang.runtime.figures import Best, Figures, best, key_metric
@@ -26,12 +27,14 @@ from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
 from grolang.runtime.output import as_json, describe, open_output, write_text
 from grolang.runtime.progress import comparison, say
-from grolang.runtime.replay import write_batch
+from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.rollout import offline_samples
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, prepare
 from grolang.runtime.step import Sample, Step
 from grolang.runtime.tracking import chosen
+
+FAILED = 10  # batches of steps that were left out which are kept
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     """Run the method as the settings say. Everything that a user gave is checked before the first step."""
     # Without CUDA accelerate must be told so: else processes started together would not see each other. Apple's GPUs
     # have no float64, which sampling and metrics use.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_autocast(settings))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # the engine has its own
     if console is None or not accelerator.is_main_process:
         console = Console(quiet=not accelerator.is_main_process, stderr=True)
     set_seed(settings.seed)
@@ -57,30 +60,25 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     run = prepare(method, settings, accelerator)
     run.engine.say = partial(say, console)
     output = open_output(method, settings, accelerator)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in run.model.parameters() if parameter.requires_grad],
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-    )
-    run.engine.policy, prepared = accelerator.prepare(run.engine.policy, optimizer)
-    state = checkpoints.restore(output, run.model, optimizer) if settings.resume else None
+    descent = Descent.of(run.model, settings)
+    state = checkpoints.restore(output, run.model, descent) if settings.resume else None
     if accelerator.is_main_process:
         describe(output, method, settings)
     with held_interrupts(console) as interrupt:
-        return _Loop(run, output, prepared, optimizer, console, interrupt).go(state)
+        return _Loop(run, output, descent, console, interrupt).go(state)
 
 
 @dataclass
 class _Loop:
     run: Run
     output: Path
-    prepared: torch.optim.Optimizer  # as accelerate wraps it
-    optimizer: torch.optim.Optimizer
+    descent: Descent
     console: Console
     interrupt: Interrupt
     step: int = 0
     saved: int = 0
     tokens: int = 0
+    skipped: int = 0
     before: Figures = field(default_factory=dict)
     evaluations: list[Figures] = field(default_factory=list)  # a line each, with its step
     seen: Seen | None = None  # the last step, as the method saw it
@@ -98,7 +96,7 @@ class _Loop:
                 self.before = self._evaluate(journal)
                 check_evaluation(settings, self.before)
             else:
-                self.before, self.tokens = dict(state.before), state.num_tokens
+                self.before, self.tokens, self.skipped = dict(state.before), state.num_tokens, state.skipped
                 self.evaluations = journal.evaluations or [{"step": 0, **self.before}]
                 say(self.console, f"continuing after step {start}")
             try:
@@ -128,8 +126,7 @@ class _Loop:
                 return
             for figures in self._draw(self.step // settings.updates):
                 self.step += 1
-                if self.seen is not None:
-                    journal.step(figures, self.seen)
+                journal.step(figures, self.seen)
 
     def _evaluate(self, journal: Journal) -> Figures:
         """The held-out figures at this step. The best of a run with `--eval-every` is kept, model and checkpoint."""
@@ -190,6 +187,8 @@ class _Loop:
             text = {"steps": self.step, "before": self.before, "after": after}
             text |= {} if found is None else {"best": {"step": found.step, found.name: found.value}}
             write_text(self.output / "evaluation.json", as_json(text))
+        if self.skipped:
+            say(self.console, f"{self.skipped} of {self.step} steps were left out: a number was not finite")
         if self.step < self.run.settings.steps and found:
             say(self.console, f"stopped early: {found.since} evaluations without gain in {found.name}")
         if (self.output / "best").is_dir() and found:
@@ -218,47 +217,55 @@ class _Loop:
 
     def _update(self, step: Step, samples: list[Sample], taken: int) -> tuple[Step, Figures]:
         """One optimizer step on these sequences. Nothing that is not finite reaches the optimizer."""
-        run, settings = self.run, self.run.settings
-        accelerator = run.engine.accelerator
-        rate = learning_rate(settings, taken)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch, evaluation = self._backward(step)
-        norm = accelerator.clip_grad_norm_(run.engine.policy.parameters(), settings.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise GroError.plain(
-                f"the gradient of step {taken + 1} is not finite (norm {float(norm)}); the model was not changed by it",
-                help="lower --lr, or look for extreme scores in the rows of this step",
-            )
-        self.prepared.step()
-        self.prepared.zero_grad()
-        self.seen = Seen(samples, batch, evaluation)
-        figures = step_figures(samples, batch, evaluation, drawn=run.sampler is not None, old=run.method.needs.old)
-        self.tokens += int(figures["num_tokens"])
-        ordered = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": float(norm), "learning_rate": rate}
-        return step.remembering(batch), ordered | figures | {"num_tokens": self.tokens}
-
-    def _backward(self, step: Step) -> tuple[Batch, Evaluation]:
-        """The step's gradient; where the method finds a number that is not finite, its batch is kept for a look."""
+        run, engine = self.run, self.run.engine
+        ordered = {"step": taken + 1, "learning_rate": learning_rate(run.settings, taken)}
+        self.seen, norm = None, None
         try:
-            batch = self.run.engine.backward(step, entropy=self.run.sampler is not None)
-            return batch, self.run.method.evaluate(batch)
-        except GroError:
-            seen, path = self.run.engine.seen, self.output / "failed-batch.safetensors"
-            if seen is not None and self.main:
-                write_batch(path, seen)
-                say(self.console, f"the batch of this step is in {path}")
-            raise
+            if self.descent.scale is not None:
+                engine.scale = ordered["loss_scale"] = self.descent.scale.value
+            batch = engine.backward(step, entropy=run.sampler is not None)
+            self.seen = Seen(samples, batch, run.method.evaluate(batch))
+            norm = self.descent(taken)
+        except GroError as error:
+            self._not_finite(error, samples, taken + 1)
+        if norm is None:
+            self.skipped += 1
+        if norm is None or run.settings.on_nonfinite == "skip":
+            ordered["skipped"] = self.skipped
+        if norm is None or self.seen is None:
+            self.seen = None
+            return step, ordered | {"num_tokens": self.tokens}
+        figures = step_figures(
+            samples, batch, self.seen.evaluation, drawn=run.sampler is not None, old=run.method.needs.old
+        )
+        self.tokens += int(figures["num_tokens"])
+        first = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": norm}
+        return step.remembering(batch), first | ordered | figures | {"num_tokens": self.tokens}
+
+    def _not_finite(self, error: GroError, samples: Sequence[Sample], step: int) -> None:
+        """Keep the batch for a look; with `--on-nonfinite skip` go on where a number was not finite."""
+        run, decode = self.run, self.run.encoder.tokenizer.decode
+        path = self.output / f"failed-batch-{step}.safetensors"
+        if run.engine.seen is not None and self.main and self.skipped < FAILED:
+            said = [tuple(str(decode(ids)) for ids in (one.prompt, one.completion)) for one in samples]
+            try:
+                write_batch(path, Kept(run.engine.seen, run.method.params, said))
+                say(self.console, f"the batch of this step: grolang replay {run.settings.method} {path}")
+            except GroError as full:  # of two errors the first is to be mended first
+                say(self.console, str(full))
+        if run.settings.on_nonfinite == "stop" or not isinstance(error, NotFinite):
+            raise error
+        self.descent.optimizer.zero_grad()
+        say(self.console, f"{error}\nstep {step} is left out")
 
     def _checkpoint(self) -> None:
         """Write down where the run stands; nothing where that is written already."""
         if self.step == self.saved and (self.step or checkpoints.kept(self.output)):
             return
         if self.main:
-            state = checkpoints.State(self.step, self.tokens, self.before)
-            checkpoints.save(
-                self.output, self.run.model, self.optimizer, state, self.run.settings.keep, self._best_step()
-            )
+            state = checkpoints.State(self.step, self.tokens, self.before, self.skipped)
+            keep = self.run.settings.keep
+            checkpoints.save(self.output, self.run.model, self.descent, state, keep, self._best_step())
         self.saved = self.step
         self.run.engine.accelerator.wait_for_everyone()
 
@@ -271,18 +278,3 @@ class _Loop:
 
         if self.main:
             checkpoints.replace_folder(self.output / name, write)
-
-
-def learning_rate(settings: RunSettings, step: int) -> float:
-    """The rate of a step counted from 0: a linear rise over the warm-up, then the schedule. No state to save."""
-    warmup = settings.warmup
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    part = (step - warmup) / max(1, settings.steps - warmup)
-    shape = {"constant": 1.0, "linear": 1.0 - part, "cosine": 0.5 + 0.5 * math.cos(math.pi * part)}
-    return settings.lr * shape[settings.schedule]
-
-
-def _autocast(settings: RunSettings) -> str:
-    automatic = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16" if settings.precision == "bf16" or (settings.precision == "auto" and automatic) else "no"

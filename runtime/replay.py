@@ -1,11 +1,14 @@
-"""A batch as a file, so that the step which failed can be looked at again: `read_batch`, then `method.evaluate`."""
+"""The batch of a step that failed, as a file, so that it can be looked at again."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,20 +18,33 @@ from grolang.language.diagnostics import GroError
 MAPPINGS = ("scores", "greedy_scores")
 
 
-def write_batch(path: Path, batch: Batch) -> None:
+@dataclass(frozen=True)
+class Kept:
+    """A batch, the values of the method's parameters, and the prompt and completion of each row."""
+
+    batch: Batch
+    params: Mapping[str, float] = field(default_factory=dict)
+    texts: Sequence[tuple[str, ...]] = ()
+
+
+def write_batch(path: Path, kept: Kept) -> None:
     """Every tensor of the batch under its field's name: `logp`, `scores.correct`, `mismatched.logp`, …"""
+    tensors = {name: tensor.contiguous().clone() for name, tensor in _named(kept.batch).items()}
     try:
-        save_file({name: tensor.contiguous().clone() for name, tensor in _named(batch).items()}, str(path))
+        save_file(tensors, str(path), {"params": json.dumps(dict(kept.params)), "texts": json.dumps(list(kept.texts))})
     except (OSError, SafetensorError) as error:
         raise GroError.plain(f"cannot write {path}: {error}") from error
 
 
-def read_batch(path: Path) -> Batch:
-    """The batch that `write_batch` wrote."""
+def read_batch(path: Path) -> Kept:
+    """What `write_batch` wrote."""
     try:
-        return _batch(load_file(str(path)))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise GroError.plain(f"{path} holds no batch: {error}") from error
+        with safe_open(str(path), "pt") as file:
+            notes = file.metadata() or {}
+        texts = [tuple(map(str, row)) for row in json.loads(notes.get("texts", "[]"))]
+        return Kept(_batch(load_file(str(path))), json.loads(notes.get("params", "{}")), texts)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise GroError.plain(f"{path} holds no batch: {error}", help="name the file that the run wrote") from error
 
 
 def _named(batch: Batch) -> dict[str, Tensor]:

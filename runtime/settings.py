@@ -58,7 +58,9 @@ class ModelSettings(Panel):
 
     model: str | None = Field(None, description="Folder or hub name of the model; the embedded one if left out.")
     reference: str | None = Field(None, description="Folder or hub name of the reference model; the model if left out.")
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field("auto", description="auto, fp32, bf16 or fp64.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        "auto", description="auto, fp32, bf16, fp16 or fp64."
+    )
     trust_remote_code: bool = Field(False, description="Run code that the model's hub folder brings along.")
 
 
@@ -97,6 +99,9 @@ class OptimizerSettings(Panel):
     warmup: int = Field(10, ge=0, description="Steps over which the rate rises.")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's.")
     max_grad_norm: float = Field(1.0, gt=0, description="Larger gradients are scaled down to this norm.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="Where a number is not finite: stop, or skip the step and count it."
+    )
     seed: int = Field(0, ge=0, description="Of the order of rows and of sampling.")
 
 

@@ -146,6 +146,7 @@ def _engine(
     if method.needs.reference:
         own = frozen_copy(model) if settings.reference is None else _model(settings.reference, settings, accelerator)
         reference = Policy(own.requires_grad_(False), settings.temperature)
+    double = settings.precision == "fp64"
     return Engine(
         method=method,
         accelerator=accelerator,
@@ -154,5 +155,13 @@ def _engine(
         pad=encoder.end,
         micro_batch=settings.micro_batch,
         window=window(model),
-        dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
+        dtype=torch.float64 if double else torch.float32,
+        autocast=_autocast(settings, accelerator.device),
     )
+
+
+def _autocast(settings: RunSettings, device: torch.device) -> torch.dtype | None:
+    """The dtype of the models' products; weights are fp32 (or fp64) whatever it is."""
+    if settings.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)

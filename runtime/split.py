@@ -25,7 +25,7 @@ def split(
     """Deal sequences, given by group id (a group's stand together) and tokens, to processes and micro-batches.
 
     Groups stay whole where they fit in a micro-batch, and sequences of like length come together, against
-    padding. Every process gets as many turns, since they wait for each other at each turn.
+    padding. Every process gets as many turns.
     """
     units: list[list[int]] = []
     for row, group in enumerate(groups):

@@ -7,13 +7,14 @@ micro-batch one pass is enough; else a first pass without gradient fills the log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from grolang import Batch, Method
@@ -21,6 +22,10 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 from grolang.runtime.policy import Policy, Tokens, Weigh
 from grolang.runtime.split import Split, split
+
+T = TypeVar("T")
+Pair = tuple[Ids, Ids]
+"""A prompt and a completion."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,16 @@ class Step:
     """
 
     samples: tuple[Sample, ...]
-    split: Split
     batch: Batch
-    crossed: tuple[tuple[Ids, Ids], ...] = ()  # prompt i with completion (i+1) mod m, where the method asks for it
+    crossed: tuple[Pair, ...] = ()  # prompt i with completion (i+1) mod m, where the method asks for it
 
     @property
-    def pairs(self) -> list[tuple[Ids, Ids]]:
+    def pairs(self) -> list[Pair]:
         return [(sample.prompt, sample.completion) for sample in self.samples]
+
+    @property
+    def groups(self) -> list[int]:
+        return [sample.group for sample in self.samples]
 
     def remembering(self, seen: Batch) -> Step:
         """The step with these log-probs as those of the policy that it started from, if it has none yet."""
@@ -66,17 +74,25 @@ class Step:
 
 @dataclass
 class Engine:
-    """Everything that turns sequences into gradients."""
+    """Everything that turns sequences into gradients.
+
+    `autocast` is the dtype of the products inside the models, `dtype` that of the method's arithmetic. Coefficients
+    are multiplied by `scale` on their way into the backward pass, and with them the gradients. Where the policy is
+    `sharded`, processes exchange weights and gradients within each pass, so that they move together.
+    """
 
     method: Method
     accelerator: Accelerator
-    policy: Any  # the Policy as accelerate wraps it
+    policy: Any  # the Policy, or what shards it
     reference: Policy | None
     pad: int
     micro_batch: int
     window: int | None = None
+    sharded: bool = False
     say: Callable[[str], None] = print
     dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+    scale: float = 1.0
     seen: Batch | None = None  # the last batch that was made for the method to evaluate
 
     @property
@@ -84,11 +100,13 @@ class Engine:
         device: torch.device = self.accelerator.device
         return device
 
-    def cut(self, samples: Sequence[Sample]) -> Split:
+    def cut(self, pairs: Sequence[Pair], groups: Sequence[int] | None = None) -> Split:
+        """The micro-batches of this process; without groups each sequence is one of its own."""
         accelerator = self.accelerator
-        groups = [sample.group for sample in samples]
-        lengths = [len(sample.prompt) + len(sample.completion) for sample in samples]
-        return split(groups, lengths, self.micro_batch, accelerator.num_processes, accelerator.process_index)
+        groups = range(len(pairs)) if groups is None else groups
+        lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
+        cut = split(groups, lengths, self.micro_batch, accelerator.num_processes, accelerator.process_index)
+        return cut if self.sharded else replace(cut, parts=tuple(filter(None, cut.parts)))
 
     def prepare(self, samples: Sequence[Sample]) -> Step:
         """Buffers of the step; reference log-probs and crossed pairs where the method needs them."""
@@ -96,7 +114,6 @@ class Engine:
         if needs.mismatched and len(samples) < 2:
             message = f"a step of one row: `{method.name}` compares with the completion of another prompt"
             raise GroError.plain(message, help="give --batch 2 or more")
-        cut = self.cut(samples)
         mask = self._mask([len(sample.completion) for sample in samples])
 
         def numbers(values: Sequence[float]) -> Tensor:
@@ -114,9 +131,9 @@ class Engine:
             batch = batch.replace(greedy_scores=greedy)
         if needs.sampler and all(sample.logp_sampler or sample.demonstration for sample in samples):
             batch = batch.replace(logp_sampler=self._sampler(samples, mask))
-        step = Step(tuple(samples), cut, batch)
+        step = Step(tuple(samples), batch)
         if self.reference is not None:
-            logp, _ = self.log_probs(self.reference, step.pairs, cut, mask)
+            logp, _ = self.log_probs(self.reference, step.pairs, mask, step.groups)
             step = replace(step, batch=batch.replace(logp_ref=logp))
         return self._with_crossed(step) if needs.mismatched else step
 
@@ -142,33 +159,88 @@ class Engine:
         mask = self._mask([len(completion) for _, completion in pairs])
         crossed = Batch(mask=mask, group=step.batch.group)
         if self.reference is not None:
-            crossed = crossed.replace(logp_ref=self.log_probs(self.reference, pairs, step.split, mask)[0])
+            crossed = crossed.replace(logp_ref=self.log_probs(self.reference, pairs, mask, step.groups)[0])
         return replace(step, batch=step.batch.replace(mismatched=crossed), crossed=tuple(pairs))
 
     def log_probs(
-        self, policy: Any, pairs: Sequence[tuple[Ids, Ids]], cut: Split, mask: Tensor, *, entropy: bool = False
+        self,
+        policy: Any,
+        pairs: Sequence[Pair],
+        mask: Tensor,
+        groups: Sequence[int] | None = None,
+        *,
+        entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """log-probs (and entropies) [S, T] of all sequences of all processes, without gradient."""
-        own, own_entropy = self._buffer(mask), self._buffer(mask)
-        for part in cut.parts:
-            with torch.no_grad(), self.accelerator.autocast():
-                _, found, found_entropy = policy(self._tokens(pairs, part), entropy=entropy)
-            place = self._place(mask, part)
-            own[place] = found[: int(place.sum())].to(self.dtype)
-            if found_entropy is not None:
-                own_entropy[place] = found_entropy[: int(place.sum())].to(self.dtype)
-        return self.gather(own), self.gather(own_entropy) if entropy else None
+        """log-probs (and entropies) [S, T] of all sequences of all processes, without gradient.
+
+        Cut as the backward pass is, so that a policy that is its reference has its log-probs to the last bit.
+        """
+
+        def own() -> tuple[Tensor, Tensor]:
+            logp, spread = self._buffer(mask), self._buffer(mask)
+            for part in self.cut(pairs, groups).parts:
+                with torch.no_grad(), self._autocast():
+                    _, found, found_entropy = policy(self._tokens(pairs, part), entropy=entropy)
+                place = self._place(mask, part)
+                logp[place] = found[: int(place.sum())].to(self.dtype)
+                if found_entropy is not None:
+                    spread[place] = found_entropy[: int(place.sum())].to(self.dtype)
+            return logp, spread
+
+        logp, spread = self._fitting(lambda: self._alone(own))
+        return self.gather(logp), self.gather(spread) if entropy else None
 
     def gather(self, own: Tensor) -> Tensor:
         """Rows of all processes, from buffers that are zero in the rows of the others."""
         gathered: Tensor = self.accelerator.reduce(own, "sum")
         return gathered
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.accelerator.num_processes == 1:
+            return here
+        return bool(self.gather(torch.tensor(float(here), device=self.device)) > 0)
+
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """`work`, with half the micro-batch as often as the device runs out of memory, which changes nothing else."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    message = "out of memory with a micro-batch of 1"
+                    raise GroError.plain(message, help="lower --max-completion or --max-prompt") from None
+            self.policy.zero_grad()  # what a part of the step has left there
+            self.micro_batch //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.say(f"out of memory: going on with a micro-batch of {self.micro_batch}")
+
+    def _alone(self, work: Callable[[], T]) -> T:
+        """`work` in which no process waits for another. Where one runs out of memory all of them say so."""
+        short, found = False, None
+        try:
+            found = work()
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if self.sharded and self.accelerator.num_processes > 1:  # the others wait for this one in the midst of it
+                message = f"out of memory with a micro-batch of {self.micro_batch}"
+                raise GroError.plain(message, help="lower --micro-batch") from None
+            short = True
+        if self.any(short):
+            raise torch.OutOfMemoryError
+        assert found is not None
+        return found
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
     def _buffer(self, mask: Tensor) -> Tensor:
         return torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
 
-    def _tokens(self, pairs: Sequence[tuple[Ids, Ids]], part: Sequence[int]) -> Tokens:
-        """A turn without rows still passes through the model, with the first sequence: processes move together."""
+    def _tokens(self, pairs: Sequence[Pair], part: Sequence[int]) -> Tokens:
+        """A turn without rows still passes through a sharded model, with the first sequence."""
         return Tokens.of([pairs[row] for row in part or (0,)], self.pad, self.device)
 
     @staticmethod
@@ -181,51 +253,40 @@ class Engine:
     def backward(self, step: Step, *, entropy: bool = False) -> Batch:
         """Add the gradient of the step to the parameters; give the whole step's batch as it was evaluated.
 
-        Where the device runs out of memory the micro-batch is halved, which changes nothing else.
+        The scope says what must be known together. In the first update `logp_old` is `logp` itself.
         """
-        while True:
-            try:
-                return self._backward(step, entropy)
-            except torch.OutOfMemoryError:
-                if self.micro_batch == 1 or self.accelerator.num_processes > 1:
-                    raise GroError.plain(
-                        f"out of memory with a micro-batch of {self.micro_batch}",
-                        help="lower --micro-batch, --max-completion or --max-prompt",
-                    ) from None
-            self.policy.zero_grad()  # what a part of the step has left there
-            self.micro_batch = max(1, self.micro_batch // 2)
-            step = replace(step, split=self.cut(step.samples))
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.say(f"out of memory: going on with a micro-batch of {self.micro_batch}")
-
-    def _backward(self, step: Step, entropy: bool) -> Batch:
-        """The scope says what must be known together. In the first update `logp_old` is `logp` itself."""
         method = self.method if step.batch.logp_old is not None else self.method.on_policy
-        entropy = entropy or method.needs.entropy
-        if not step.split.knows(method.needs.scope):
-            return self._two_passes(step, entropy)
-        return self._one_pass(self._with_crossed_now(step), method, entropy)
+        batch = self._fitting(lambda: self._gradient(step, method, entropy or method.needs.entropy))
+        if self.accelerator.num_processes > 1 and not self.sharded:
+            add_up(self.policy.parameters())
+        return batch
+
+    def _gradient(self, step: Step, method: Method, entropy: bool) -> Batch:
+        """This process's part of the gradient."""
+        if self.cut(step.pairs, step.groups).knows(method.needs.scope):
+            crossed = self._with_crossed_now(step)
+            batch = self._one_pass(crossed, self.cut(step.pairs, step.groups), method, entropy)
+            if batch is not None:
+                return batch
+            self.policy.zero_grad()
+        batch = self.current(step, entropy=entropy)
+        known = self.method.coefficients(batch)
+        parts = self.cut(step.pairs, step.groups).parts
+        self._alone(lambda: [self._turn(step, part, known=known) for part in parts])
+        return batch
 
     def current(self, step: Step, *, entropy: bool = False) -> Batch:
         """The step's batch under the policy as it is now, without gradient."""
         step = self._with_crossed_now(step)
         entropy = entropy or self.method.needs.entropy
-        logp, found = self.log_probs(self.policy, step.pairs, step.split, step.batch.mask, entropy=entropy)
+        logp, found = self.log_probs(self.policy, step.pairs, step.batch.mask, step.groups, entropy=entropy)
         return self._filled(step, logp, found)
-
-    def _two_passes(self, step: Step, entropy: bool) -> Batch:
-        batch = self.current(step, entropy=entropy)
-        known = self.method.coefficients(batch)
-        for turn, part in enumerate(step.split.parts):
-            self._turn(step, turn, part, known=known)
-        return batch
 
     def _with_crossed_now(self, step: Step) -> Step:
         crossed = step.batch.mismatched
         if crossed is None:
             return step
-        logp, _ = self.log_probs(self.policy, step.crossed, step.split, crossed.mask)
+        logp, _ = self.log_probs(self.policy, step.crossed, crossed.mask, step.groups)
         old = logp if crossed.logp_old is None else crossed.logp_old
         return replace(step, batch=step.batch.replace(mismatched=crossed.replace(logp=logp, logp_old=old)))
 
@@ -234,16 +295,22 @@ class Engine:
         self.seen = step.batch.replace(logp=logp, logp_old=old, entropy=entropy)
         return self.seen
 
-    def _one_pass(self, step: Step, method: Method, entropy: bool) -> Batch:
+    def _one_pass(self, step: Step, cut: Split, method: Method, entropy: bool) -> Batch | None:
         """Each micro-batch's coefficients from its own log-probs, the rows of the others being fillers.
 
-        The scope says that fillers cannot matter. Where the method is not finite on them, two passes are taken.
+        The scope says that fillers cannot matter. None where the method is not finite, be it on the fillers: it must
+        see the step as it is.
         """
         mask = step.batch.mask
         filler = step.batch.logp_old if step.batch.logp_old is not None else step.batch.logp_ref
         logp = self._buffer(mask) if filler is None else filler.clone()
         entropies = self._buffer(mask) if entropy else None
         own = torch.zeros_like(mask)
+        try:
+            found = method.coefficients(self._filled(step, logp, entropies))
+        except GroError:
+            return None
+        known, finite = found if method.needs.scope == "none" else None, True  # finite: of this process's rows
 
         def current(place: Tensor, found: Tensor, found_entropy: Tensor | None) -> Batch:
             count = int(place.sum())  # 0 in a turn without rows, whatever the model said of the first sequence
@@ -252,47 +319,68 @@ class Engine:
                 entropies[place] = found_entropy[:count].to(self.dtype)
             return self._filled(step, logp, entropies)
 
-        try:
-            found = method.coefficients(self._filled(step, logp, entropies))
-        except GroError:  # the method is not finite on fillers: it must see the step as it is
-            return self._two_passes(step, entropy)
-        known = found if method.needs.scope == "none" else None
-        for turn, part in enumerate(step.split.parts):
-            place = self._place(mask, part)
+        def turns() -> bool:
+            nonlocal finite
+            for part in cut.parts:
+                place = self._place(mask, part)
 
-            def weigh(found: Tensor, found_entropy: Tensor | None, place: Tensor = place) -> Tensor:
-                coefficients = method.coefficients(current(place, found, found_entropy))[place]
-                return coefficients if len(coefficients) else torch.zeros_like(found)
+                def weigh(found: Tensor, found_entropy: Tensor | None, place: Tensor = place) -> Tensor:
+                    nonlocal finite
+                    try:
+                        coefficients = method.coefficients(current(place, found, found_entropy))[place]
+                        return coefficients if len(coefficients) else torch.zeros_like(found)
+                    except GroError:  # other processes do not know of it yet
+                        finite = False
+                        return torch.zeros_like(found)
 
-            current(place, *self._turn(step, turn, part, known=known, weigh=weigh, entropy=entropy))
-            own |= place
+                current(place, *self._turn(step, part, known=known, weigh=weigh, entropy=entropy))
+                own.logical_or_(place)
+            return finite
+
+        finite = self._alone(turns)
+        if self.any(not finite):
+            return None
         logp = self.gather(logp * own)
         return self._filled(step, logp, None if entropies is None else self.gather(entropies))
 
     def _turn(
         self,
         step: Step,
-        turn: int,
         part: Sequence[int],
         *,
         known: Tensor | None,
         weigh: Weigh | None = None,
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Forward and backward pass of one micro-batch, with its log-probs and entropies [N].
-
-        Processes exchange gradients at the last turn. Coefficients carry the whole step's denominators, so
-        gradients are summed: DDP's average over processes is undone.
-        """
-        last = turn == len(step.split.parts) - 1
+        """Forward and backward pass of one micro-batch, with its log-probs and entropies [N]."""
         tokens = self._tokens(step.pairs, part)
+        scale = self.scale * (self.accelerator.num_processes if self.sharded else 1)  # which averages over processes
         coefficients = None
         if known is not None:
-            coefficients = known[self._place(step.batch.mask, part)]
+            coefficients = known[self._place(step.batch.mask, part)] * scale
             if not part:
                 coefficients = torch.zeros(int(tokens.target.sum()), dtype=self.dtype, device=self.device)
-        with nullcontext() if last else self.accelerator.no_sync(self.policy):
-            with self.accelerator.autocast():
-                loss, logp, found = self.policy(tokens, weigh if known is None else None, coefficients, entropy=entropy)
-            self.accelerator.backward(loss * self.accelerator.num_processes)
-        return logp, found
+
+        def scaled(found: Tensor, found_entropy: Tensor | None) -> Tensor:
+            assert weigh is not None
+            return weigh(found, found_entropy) * scale
+
+        with self._autocast():
+            loss, logp, found = self.policy(tokens, scaled if known is None else None, coefficients, entropy=entropy)
+        loss.backward()
+        return logp.detach(), None if found is None else found.detach()
+
+
+def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """The sum over processes of each parameter's gradient, in place; none counts as zero.
+
+    A sum and no average: coefficients carry the denominators of the whole step.
+    """
+    waiting = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            waiting.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
+    for work in waiting:
+        work.wait()

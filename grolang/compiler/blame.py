@@ -7,50 +7,74 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from grolang.compiler.execute import Run
+from grolang.compiler.execute import ELEMENTWISE, Run
 from grolang.language.diagnostics import Diagnostic, GroError
 from grolang.language.scopes import Scope
 from grolang.language.source import Source
 
 
-def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> GroError:
+class NotFinite(GroError):
+    """A number that is infinite or not a number. `rows` of the batch made it; all of them where that is ()."""
+
+    rows: tuple[int, ...] = ()
+
+
+def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> NotFinite:
     """An error that names the first step whose inputs are finite and whose value is not."""
-    index, place = run.program.outputs[output], _first_bad(run.values[run.program.outputs[output]])
-    while True:
-        step = run.program.steps[index]
-        for argument in step.args:
-            value = run.values[argument]
-            if not bool(torch.isfinite(value).all()) and run.program.steps[argument].op not in (
-                "const",
-                "param",
-            ):
-                index, place = argument, _first_bad(value)
-                break
-        else:
-            break
+    index = run.program.outputs[output]
+    place = _first_bad(run.values[index])
+    while (cause := _cause(run, index, place)) is not None:
+        index, place = cause
     step = run.program.steps[index]
     made = float(run.values[index].reshape(-1)[place])
-    where = _place(run, step.scope, place)
+    where = _place(run, index, place)
     if step.op == "load":
         message = f"`{step.detail[0]}` is {made:g}{where}"
         finding = Diagnostic(code="E902", severity="error", message=message, help="look at what supplies it")
-        return GroError([finding], sources)
-    inputs = [
-        f"`{_text(run, argument, sources)}` = {_value(run, argument, step.scope, place)}" for argument in step.args[:3]
-    ]
-    divisor = step.op == "divide"
-    why = inputs[1] if divisor and len(inputs) > 1 else ", ".join(inputs)
-    finding = Diagnostic(
-        code="E902",
-        severity="error",
-        message=f"a coefficient is not finite: this is {made:g}{where}",
-        span=step.span,
-        label=f"{why}",
-        help="guard it, for example `… / x if x > 0 else 0`, or add a small number to the divisor"
-        if divisor
-        else "keep the argument in the range where the function is finite",
-    )
-    return GroError([finding], sources)
+    else:
+        inputs = [
+            f"`{_text(run, argument, sources)}` = {_value(run, argument, step.scope, place)}"
+            for argument in step.args[:3]
+        ]
+        divisor = step.op == "divide"
+        finding = Diagnostic(
+            code="E902",
+            severity="error",
+            message=f"a {output} is not finite: this is {made:g}{where}",
+            span=step.span,
+            label=inputs[1] if divisor and len(inputs) > 1 else ", ".join(inputs),
+            help="guard it, for example `… / x if x > 0 else 0`, or add a small number to the divisor"
+            if divisor
+            else "keep the argument in the range where the function is finite",
+        )
+    error = NotFinite([finding], sources)
+    error.rows = _rows(run, index, place)
+    return error
+
+
+def _cause(run: Run, index: int, place: int) -> tuple[int, int] | None:
+    """An argument that is not finite where it made this value so, and its place; None where all are finite."""
+    whole_step, whole = run.program.steps[index], run.values[index]
+    for argument in _taken(run, index, place):
+        step, value = run.program.steps[argument], run.values[argument]
+        if step.op in ("const", "param") or bool(torch.isfinite(value).all()):
+            continue
+        if whole_step.op not in ELEMENTWISE or value.shape != whole.shape:  # it mixes places, or repeats one number
+            return argument, _first_bad(value)
+        if not bool(torch.isfinite(value.reshape(-1)[place])):
+            return _source(run, argument, place)
+    return None
+
+
+def _source(run: Run, index: int, place: int) -> tuple[int, int]:
+    """What a step repeats for finer scopes, and the place of the value there."""
+    step = run.program.steps[index]
+    while step.op == "spread":
+        index, scope = step.args[0], step.scope
+        inner = run.program.steps[index].scope
+        place = int(run._in(step.world).parent(scope, inner)[place])
+        step = run.program.steps[index]
+    return index, place
 
 
 def _taken(run: Run, index: int, place: int) -> tuple[int, ...]:
@@ -66,23 +90,34 @@ def _first_bad(value: Tensor) -> int:
     return int((~torch.isfinite(value.reshape(-1))).nonzero()[0, 0])
 
 
-def _place(run: Run, scope: Scope, place: int) -> str:
+def _place(run: Run, index: int, place: int) -> str:
     """in group 3; in row 5; at token 2 of row 5."""
-    if scope is Scope.GROUP:
+    step = run.program.steps[index]
+    layout = run._in(step.world)
+    if step.scope is Scope.GROUP:
         return f" in group {int(run.layout.groups[0][place])}"
-    if scope is Scope.SEQUENCE:
-        return f" in row {int(run.layout.rows[place])}"
-    if scope is Scope.TOKEN and place < run.layout.size(Scope.TOKEN):
-        row = run.layout.places[0][place]
-        return f" at token {int(run.layout.position[place])} of row {int(run.layout.rows[row])}"
+    if step.scope is Scope.SEQUENCE:
+        return f" in row {int(layout.rows[place])}"
+    if step.scope is Scope.TOKEN:
+        row = layout.places[0][place]
+        return f" at token {int(layout.position[place])} of row {int(layout.rows[row])}"
     return ""
+
+
+def _rows(run: Run, index: int, place: int) -> tuple[int, ...]:
+    """The rows of the batch that a value belongs to."""
+    step = run.program.steps[index]
+    layout = run._in(step.world)
+    if step.scope is Scope.GROUP:
+        return tuple(layout.rows[run.layout.groups[1] == place].tolist())
+    if step.scope is Scope.SEQUENCE:
+        return (int(layout.rows[place]),)
+    return (int(layout.rows[layout.places[0][place]]),) if step.scope is Scope.TOKEN else ()
 
 
 def _text(run: Run, index: int, sources: Mapping[str, Source]) -> str:
     """The author's text of a step."""
     step = run.program.steps[index]
-    if step.op in ("load", "param"):
-        return str(step.detail[0])
     while step.op == "spread":
         step = run.program.steps[step.args[0]]
     if step.op in ("load", "param"):
@@ -93,11 +128,15 @@ def _text(run: Run, index: int, sources: Mapping[str, Source]) -> str:
 
 
 def _value(run: Run, index: int, scope: Scope, place: int) -> str:
+    """The argument's number at a place of `scope`, with its own place where that is a coarser one."""
     value, own = run.values[index], run.program.steps[index].scope
     if not value.numel():
         return "nothing"
     if value.ndim == 0:
         return f"{float(value):g}"
-    if own == scope:
-        return f"{float(value[place]):g}"
-    return f"{float(value.min()):g} … {float(value.max()):g}"
+    if own != scope:
+        return f"{float(value.min()):g} … {float(value.max()):g}"
+    inner, there = _source(run, index, place)
+    shown = f"{float(value[place]):g}"
+    coarser = Scope.BATCH < run.program.steps[inner].scope < scope
+    return shown + _place(run, inner, there) if coarser else shown

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grolang.compiler.batch import PER_TOKEN, Batch
-from grolang.compiler.blame import not_finite
+from grolang.compiler.blame import NotFinite, not_finite
 from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
 from grolang.compiler.fused import attach
@@ -23,7 +23,6 @@ from grolang.compiler.program import CURRENT, MAIN, MISMATCHED, Program
 from grolang.compiler.schedule import Schedule, schedule
 from grolang.language import library
 from grolang.language.checker import check
-from grolang.language.diagnostics import GroError
 from grolang.language.ir import MethodIR, ScoreRow
 from grolang.language.parameters import bound
 from grolang.language.scopes import Scope
@@ -197,7 +196,9 @@ class Method:
         if not bool(torch.isfinite(now).all()):
             place = int((~torch.isfinite(now)).nonzero()[0, 0])
             message = f"`logp` is {float(now[place]):g} in row {int(run.layout.rows[row[place]])}"
-            raise GroError.plain(message, help="look at what supplies it", code="E902")
+            raise NotFinite.plain(message, help="look at what supplies it", code="E902")
+        if not bool(torch.isfinite(penalty)):
+            raise not_finite(run, "penalty", self.sources)
         return attach(penalty - (score * now).sum(), (logp,), (-coefficients,))
 
 

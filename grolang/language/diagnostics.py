@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,6 +35,9 @@ class Diagnostic(BaseModel):
     help: str = ""
 
 
+Raised = TypeVar("Raised", bound="GroError")
+
+
 class GroError(Exception):
     """Every error that a user can cause. Its text is the rendered findings; `diagnostics` holds them as data."""
 
@@ -47,7 +50,7 @@ class GroError(Exception):
         return GroError, (self.diagnostics, self.sources)  # workers hand errors on
 
     @classmethod
-    def plain(cls, message: str, *, help: str = "", code: str = "E900") -> GroError:
+    def plain(cls: type[Raised], message: str, *, help: str = "", code: str = "E900") -> Raised:
         """An error without a place in a `.gro` file: data, settings, a missing tensor."""
         return cls([Diagnostic(code=code, severity="error", message=message, help=help)])
 

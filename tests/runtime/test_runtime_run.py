@@ -240,6 +240,70 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tiny: str, tmp
     assert not (tmp_path / "out/model").exists()
 
 
+SPREAD = (
+    "method spread\ndata prompts\ngroup 2\nscore correct\nreward = correct\n"
+    "advantage = (reward - mean(reward over group)) / std(reward over group)\n"
+)
+EQUAL_ONCE = (
+    "calls = []\n"
+    "def score(completions, **columns):\n"
+    "    calls.append(1)\n"
+    "    same = len(calls) == 2\n"
+    "    return [float(row) if not (same and row in (6, 7)) else 1.0 for row in range(len(completions))]\n"
+)
+
+
+@pytest.fixture
+def spread(tmp_path: Path, write: Write) -> dict[str, Any]:
+    """A method whose fourth group has no spread in the second step."""
+    (tmp_path / "spread.gro").write_text(SPREAD)
+    (tmp_path / "equal.py").write_text(EQUAL_ONCE)
+    return {
+        "method": str(tmp_path / "spread.gro"), "data": write(rows_of("prompts")), "steps": 4, "eval_rows": 0,
+        "score": {"correct": f"{tmp_path / 'equal.py'}:score"}, "batch": 5,
+    }  # fmt: skip
+
+
+def test_a_coefficient_that_is_not_finite_names_what_made_it_and_keeps_the_batch(
+    spread: dict[str, Any], tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(GroError, match="this is nan in row 6") as caught:
+        run(tiny, tmp_path / "out", **spread)
+    said = str(caught.value)
+    assert "`std(reward over group)` = 0 in group 3" in said and "spread.gro:6:13" in said
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000001"]
+    batch = str(tmp_path / "out/failed-batch-2.safetensors")
+    assert main(["replay", spread["method"], batch]) == 1
+    shown = capsys.readouterr()
+    assert "row 6: '" in shown.out and "`std(reward over group)` = 0 in group 3" in shown.err
+    mended = SPREAD.replace("std(reward over group)", "(std(reward over group) + 1e-4)")
+    (tmp_path / "spread.gro").write_text(mended)
+    assert main(["replay", spread["method"], batch]) == 0
+    assert "every number is finite" in capsys.readouterr().out
+    assert main(["replay", spread["method"], spread["method"]]) == 1
+    assert "holds no batch" in capsys.readouterr().err
+
+
+def test_a_step_that_is_not_finite_can_be_left_out_and_counted(
+    spread: dict[str, Any], tiny: str, tmp_path: Path
+) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    given = QUICK | spread | {"model": tiny, "output": str(tmp_path / "out"), "on_nonfinite": "skip"}
+    assert start(given, None, console).steps == 4
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "step 2 is left out" in said and "1 of 4 steps were left out" in said
+    found = lines(tmp_path / "out")
+    assert [line["skipped"] for line in found] == [0, 1, 1, 1]
+    assert "loss" not in found[1] and found[2]["loss"] is not None
+    assert (tmp_path / "out/failed-batch-2.safetensors").is_file()
+    run(tiny, tmp_path / "one", **(spread | {"steps": 1}))
+    run(tiny, tmp_path / "two", **(spread | {"on_nonfinite": "skip", "steps": 2}))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    start({"output": str(tmp_path / "two"), "resume": True, "steps": 3}, None, Console(quiet=True))
+    assert [line["skipped"] for line in lines(tmp_path / "two")] == [0, 1, 1]
+
+
 def test_a_score_that_fails_later_loses_nothing(tiny: str, tmp_path: Path, write: Write) -> None:
     fails = tmp_path / "fails.py"
     fails.write_text(
