@@ -30,6 +30,8 @@ def live_tokens(run: Run, unknown: Callable[[str, str], bool], reports: tuple[st
     run(*outputs)
     with torch.enable_grad():
         doubt = _Doubt(run, unknown)
+        if not (doubt.source * 1).requires_grad:  # within an operator torch records nothing: all that is lost is time
+            return torch.ones_like(doubt.source, dtype=torch.bool)
         doubts = doubt(*outputs)
         works = torch.zeros(doubt.source.shape, dtype=torch.bool, device=run.device)
         for name, found in zip(own, doubts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from grolang.compiler.batch import Batch
 from grolang.compiler.forming import Forming
 from grolang.compiler.fused import BUDGET, KEEP, Head, attach
 from grolang.compiler.method import Method
+from grolang.compiler.operator import enrolled, loss
 from grolang.language.diagnostics import GroError
 
 
@@ -46,6 +48,11 @@ class Compiled(nn.Module):
         self.method = method
         self.budget = budget
         self.keep = keep
+        self._number = enrolled(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = enrolled(self)  # a copy is a module of its own
 
     def extra_repr(self) -> str:
         return f"{self.method.name}, schedule={self.method.schedule.kind}"
@@ -67,11 +74,13 @@ class Compiled(nn.Module):
         head = Head(head_weight, bias, scale, softcap, temperature)
         inputs = (hidden, head_weight, bias)
         asked = [torch.is_grad_enabled() and one is not None and one.requires_grad for one in inputs]
-        value, grads = self._formed(hidden.detach(), head, targets, batch, any(asked))
+        if torch.compiler.is_compiling():
+            return loss(self._number, hidden, head, targets, batch, asked)
+        value, grads = self.formed(hidden.detach(), head, targets, batch, any(asked))
         return attach(value, inputs, grads) if any(asked) else value
 
     @torch.no_grad()
-    def _formed(
+    def formed(
         self, hidden: Tensor, head: Head, targets: Tensor, batch: Batch, trained: bool
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The loss and its gradients in hidden, head_weight and bias."""
