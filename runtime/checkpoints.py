@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def save(
     """Write the checkpoint of this step and remove all but the last `keep` and that of step `best`."""
 
     def write(folder: Path) -> None:
-        save_file(_distinct(model.state_dict()), str(folder / "model.safetensors"))
+        save_file(_weights(model, descent), str(folder / "model.safetensors"))
         tensors, rest = _flat(descent.optimizer.state_dict())
         save_file(tensors, str(folder / "optimizer.safetensors"))
         save_file(_generators(), str(folder / "generators.safetensors"))
@@ -98,7 +98,7 @@ def restore(output: Path, model: PreTrainedModel, descent: Descent) -> State | N
     folder = found[-1]
     try:
         text: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        _check_keys(model, load_file(str(folder / "model.safetensors")))
+        _check_keys(model, descent, load_file(str(folder / "model.safetensors")))
         descent.optimizer.load_state_dict(_unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"]))
         generators = load_file(str(folder / "generators.safetensors"))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -118,7 +118,7 @@ def kept(output: Path) -> list[Path]:
     return sorted((output / FOLDER).glob("step-*"))
 
 
-def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tied weights once, under their first name: safetensors refuses two names for one memory."""
     seen: set[int] = set()
     return {
@@ -128,8 +128,14 @@ def _distinct(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _check_keys(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
-    wanted = set(_distinct(model.state_dict()))
+def _weights(model: PreTrainedModel, descent: Descent) -> dict[str, Tensor]:
+    """What training changes: of a model with an adapter, the adapter."""
+    whole = all(parameter.requires_grad for parameter in model.parameters())
+    return _distinct(model.state_dict() if whole else descent.named)
+
+
+def _check_keys(model: PreTrainedModel, descent: Descent, tensors: dict[str, Tensor]) -> None:
+    wanted = set(_weights(model, descent))
     if wanted != set(tensors):
         raise ValueError(f"it holds other weights than the model: {sorted(wanted ^ set(tensors))[:5]}")
     model.load_state_dict(tensors, strict=False)

@@ -13,14 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from grolang import Method
 from grolang.compiler.blame import NotFinite
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
+from grolang.runtime.adapters import merged
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import check_evaluation
-from grolang.runtime.examples import positions
+from grolang.runtime.examples import key, positions
 from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
@@ -30,7 +32,7 @@ from grolang.runtime.progress import comparison, say
 from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.rollout import offline_samples
 from grolang.runtime.settings import RunSettings
-from grolang.runtime.setup import Run, prepare
+from grolang.runtime.setup import Run, fresh_model, prepare
 from grolang.runtime.step import Sample, Step
 from grolang.runtime.tracking import chosen
 
@@ -220,6 +222,8 @@ class _Loop:
         run, engine = self.run, self.run.engine
         ordered = {"step": taken + 1, "learning_rate": learning_rate(run.settings, taken)}
         self.seen, norm = None, None
+        if run.settings.lora_dropout:  # a function of the seed, as all that is drawn
+            torch.manual_seed(key(run.settings.seed, "dropout", taken, engine.accelerator.process_index))
         try:
             if self.descent.scale is not None:
                 engine.scale = ordered["loss_scale"] = self.descent.scale.value
@@ -272,9 +276,12 @@ class _Loop:
     def _save_model(self, name: str = "model") -> None:
         """Model and tokenizer in transformers' own format, replaced as one."""
 
-        def write(folder: Path) -> None:
-            self.run.model.save_pretrained(folder, safe_serialization=True)
+        def write(model: PreTrainedModel, folder: Path) -> None:
+            model.save_pretrained(folder, safe_serialization=True)
             self.run.encoder.tokenizer.save_pretrained(str(folder))
 
         if self.main:
-            checkpoints.replace_folder(self.output / name, write)
+            checkpoints.replace_folder(self.output / name, partial(write, self.run.model))
+            if self.run.settings.merge and name == "model":
+                whole = merged(fresh_model(self.run.settings), self.output / name)
+                checkpoints.replace_folder(self.output / "merged", partial(write, whole))

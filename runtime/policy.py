@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from grolang.compiler.fused import Head, attach, factored_pass, logps, single_pass
@@ -55,10 +58,13 @@ class Policy(nn.Module):
     It is a module of its own so that whatever wraps it (DDP, FSDP) sees every parameter used inside `forward`.
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float = 1.0) -> None:
+    def __init__(self, model: PreTrainedModel, temperature: float = 1.0, *, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        decoder = cast(Any, model).get_decoder()
+        # in a tuple, so that its parameters are not named twice
+        self.decoder = (torch.compile(decoder, dynamic=True) if compiled else decoder,)
 
     def head(self, hidden: Tensor) -> Head:
         """The output embedding as the fused passes want it, in the dtype of the hidden states."""
@@ -80,7 +86,7 @@ class Policy(nn.Module):
 
     def hidden(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """States [N, D] that predict the marked tokens, and those tokens [N]."""
-        decoder = cast(Any, self.model).get_decoder()
+        (decoder,) = self.decoder
         states: Tensor = decoder(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)[0]
         return states[:, :-1][tokens.target[:, 1:]], tokens.ids[tokens.target]
 
@@ -125,22 +131,48 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def load_model(
-    path: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    path: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """A causal model from safetensors, without dropout. Weights in another format are refused: they can hold code."""
+    """A causal model from safetensors, without dropout. Weights in another format are refused: they can hold code.
+
+    `options` that are None are left to the model: `attn_implementation`, `quantization_config`.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if "quantization_config" in options:
+        options["device_map"] = {"": device}
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
     except Exception as error:
         raise _unreadable(path, "model", error) from error
     if model.config.is_encoder_decoder:
         raise GroError.plain(f"{path} is an encoder-decoder; grolang trains decoder-only models")
     # Evaluation mode throughout: with dropout a log-prob would depend on when it was computed.
-    model.to(device)  # type: ignore[arg-type]
+    if "device_map" not in options:
+        model.to(device)  # type: ignore[arg-type]
     nn.Module.eval(model)
+    for module in model.modules():
+        if "quantization_config" in options and type(module).__module__.startswith("bitsandbytes"):
+            module.training = True  # else it may repack its weights into a form without a backward pass
     return model
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only what enters each layer, and run the layer again in the backward pass.
+
+    transformers' own switch asks for training mode, in which a model with dropout would not say the same twice.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **options)
+    return checkpoint(forward, *args, use_reentrant=False, **options)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -61,6 +61,19 @@ class ModelSettings(Panel):
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto", description="auto, fp32, bf16, fp16 or fp64."
     )
+    lora: int = Field(0, ge=0, description="Rank of a LoRA adapter, trained in place of the model; 0: none.")
+    lora_alpha: float | None = Field(None, gt=0, description="Its scale is alpha / rank; twice the rank if left out.")
+    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="Linear maps that get one, by the last part of their name; all but the head if left out."
+    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter, in the gradient's pass.")
+    quantize: Literal["4bit", "8bit"] | None = Field(None, description="Pack the frozen weights (QLoRA): 4bit or 8bit.")
+    merge: bool = Field(False, description="Save the model with the adapter added into it too, in merged/.")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
+        None, description="Implementation: sdpa, eager or flash_attention_2; the model's own if left out."
+    )
+    checkpointing: bool = Field(False, description="Recompute activations in the backward pass, for memory.")
+    compile: bool = Field(False, description="Run the model's layers through torch.compile.")
     trust_remote_code: bool = Field(False, description="Run code that the model's hub folder brings along.")
 
 
@@ -162,6 +175,9 @@ class RunSettings(
         if self.steps % self.updates:
             whole = self.steps + self.updates - self.steps % self.updates
             raise ValueError(f"--steps {self.steps} is no multiple of --updates {self.updates}: give --steps {whole}")
+        adapter = ("lora_alpha", "lora_targets", "lora_dropout", "quantize", "merge")
+        if not self.lora and (given := [name for name in adapter if getattr(self, name)]):
+            raise ValueError(f"{flag(given[0])} is of an adapter: give --lora RANK as well")
         if self.early_stop and not self.eval_every:
             raise ValueError(
                 f"--early-stop {self.early_stop} counts evaluations on the way: give --eval-every N as well"

@@ -12,11 +12,20 @@ from transformers import PreTrainedModel
 from grolang import Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
+from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
 from grolang.runtime.data import COLUMNS, Rows, check_columns, check_filled, check_rows, open_rows
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
 from grolang.runtime.names import check_folder
-from grolang.runtime.policy import Policy, check_head, frozen_copy, load_model, load_tokenizer, window
+from grolang.runtime.policy import (
+    Policy,
+    check_head,
+    frozen_copy,
+    load_model,
+    load_tokenizer,
+    recompute_activations,
+    window,
+)
 from grolang.runtime.rollout import Sampler
 from grolang.runtime.scores import Scorer, find_scorers
 from grolang.runtime.settings import RunSettings
@@ -134,23 +143,47 @@ def _hold_out(examples: Examples, settings: RunSettings, limits: Limits) -> tupl
 
 def _model(path: str, settings: RunSettings, accelerator: Accelerator) -> PreTrainedModel:
     dtype = torch.float64 if settings.precision == "fp64" else torch.float32
-    model = load_model(path, dtype=dtype, device=accelerator.device, trust_remote_code=settings.trust_remote_code)
+    if settings.lora:  # weights that are not trained need no more digits than the products that they are in
+        dtype = _autocast(settings, accelerator.device) or dtype
+    if settings.attention == "flash_attention_2":
+        need("flash_attn", "--attention flash_attention_2", "flash")
+    model = load_model(
+        path,
+        dtype=dtype,
+        device=accelerator.device,
+        trust_remote_code=settings.trust_remote_code,
+        attn_implementation=settings.attention,
+        quantization_config=quantization(settings),
+    )
     check_head(model)
     return model
+
+
+def fresh_model(settings: RunSettings) -> PreTrainedModel:
+    """The model as its files have it, on the CPU."""
+    path, trust = settings.model or str(defaults.model_path()), settings.trust_remote_code
+    return load_model(path, dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=trust)
 
 
 def _engine(
     method: Method, settings: RunSettings, accelerator: Accelerator, model: PreTrainedModel, encoder: Encoder
 ) -> Engine:
-    reference = None
-    if method.needs.reference:
+    policy = Policy(model, settings.temperature, compiled=settings.compile)
+    reference: Policy | WithoutAdapter | None = None
+    if method.needs.reference and settings.lora and settings.reference is None:
+        reference = WithoutAdapter(policy, model)
+    elif method.needs.reference:
         own = frozen_copy(model) if settings.reference is None else _model(settings.reference, settings, accelerator)
-        reference = Policy(own.requires_grad_(False), settings.temperature)
+        reference = Policy(own.requires_grad_(False), settings.temperature, compiled=settings.compile)
+    if settings.lora:
+        add_lora(model, settings.model or str(defaults.model_path()), settings)
+    if settings.checkpointing:
+        recompute_activations(model)
     double = settings.precision == "fp64"
     return Engine(
         method=method,
         accelerator=accelerator,
-        policy=Policy(model, settings.temperature),
+        policy=policy,
         reference=reference,
         pad=encoder.end,
         micro_batch=settings.micro_batch,

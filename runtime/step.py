@@ -20,7 +20,7 @@ from torch import Tensor
 from grolang import Batch, Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
-from grolang.runtime.policy import Policy, Tokens, Weigh
+from grolang.runtime.policy import Tokens, Weigh
 from grolang.runtime.split import Split, split
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Engine:
     method: Method
     accelerator: Accelerator
     policy: Any  # the Policy, or what shards it
-    reference: Policy | None
+    reference: Any  # the same of the reference, or None
     pad: int
     micro_batch: int
     window: int | None = None
