@@ -37,6 +37,7 @@ METRICS = (
     Figure(("omega/mean", "omega/abs_mean", "omega/zeros"), "", "always", "ω over all tokens; share that is exactly 0"),
     Figure(("upsilon/mean", "upsilon/abs_mean", "upsilon/zeros"), "", "always", "υ(advantage), the same"),
     Figure(("coefficient/mean", "coefficient/abs_mean", "coefficient/zeros"), "", "always", "c, the same"),
+    Figure(("dead_ratio",), "share", "always", "of sequences that cannot matter and were not run through a model"),
     Figure(("report/NAME",), "", "the method has reports", "each report: its mean over the step"),
     Figure(("kl",), "nats", "drawn, with a reference", "mean over tokens of exp(d) − d − 1, d = logp_ref − logp"),
     Figure(("entropy",), "nats", "drawn, or the method uses it", "mean over tokens"),

@@ -228,7 +228,7 @@ class _Loop:
             if self.descent.scale is not None:
                 engine.scale = ordered["loss_scale"] = self.descent.scale.value
             batch = engine.backward(step, entropy=run.sampler is not None)
-            self.seen = Seen(samples, batch, run.method.evaluate(batch))
+            self.seen = Seen(samples, *step.shown(batch, run.method.evaluate(batch)))
             norm = self.descent(taken)
         except GroError as error:
             self._not_finite(error, samples, taken + 1)
@@ -240,7 +240,7 @@ class _Loop:
             self.seen = None
             return step, ordered | {"num_tokens": self.tokens}
         figures = step_figures(
-            samples, batch, self.seen.evaluation, drawn=run.sampler is not None, old=run.method.needs.old
+            samples, self.seen.batch, self.seen.evaluation, drawn=run.sampler is not None, old=run.method.needs.old
         )
         self.tokens += int(figures["num_tokens"])
         first = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": norm}

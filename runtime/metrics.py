@@ -23,17 +23,19 @@ def step_figures(
 ) -> Figures:
     """What one evaluation of the whole step says; every mean names its axis in the code below.
 
-    `drawn`: the completions come from the policy; `old`: the method uses `logp_old`.
+    `drawn`: the completions come from the policy; `old`: the method uses `logp_old`. Sequences that were not run have
+    NaN where a model would speak: figures of log-probs, entropies and ω are those of the rest.
     """
     mask, logp = batch.mask, batch.logp
     assert logp is not None
+    ran = mask & ~logp.isnan()
     found = {"loss": float(evaluation.loss)}
     own = mask & (batch.demonstration == 0)[:, None] if drawn and batch.demonstration is not None else mask
     if batch.label is not None and evaluation.implicit_reward is not None:
         found |= preference_figures(evaluation.implicit_reward, batch)
     if batch.label is not None and not drawn:
-        totals = (logp * mask).sum(1)
-        found |= _by_label("logps", totals, batch.label)
+        rows = ran.any(1)
+        found |= _by_label("logps", torch.where(ran, logp, 0).sum(1)[rows], batch.label[rows])
     if drawn:
         found |= _reward_figures(evaluation.parts["reward"], own, batch)
         own_samples = [sample for sample in samples if not sample.demonstration]
@@ -42,20 +44,25 @@ def step_figures(
         rows = own.any(1)
         found[f"rewards/{name}/mean"] = float(values[rows].mean())
         found[f"rewards/{name}/std"] = float(values[rows].std(correction=0))
-    if drawn and batch.logp_ref is not None:  # an estimate only where the policy itself drew the tokens
-        found["kl"] = kl(logp[own], batch.logp_ref[own])
+    dead = ~ran[mask.any(1)].any(1)
+    found["dead_ratio"] = float(dead.double().mean())
+    told = own & ran
+    if drawn and batch.logp_ref is not None and told.any():  # an estimate only where the policy itself drew the tokens
+        found["kl"] = kl(logp[told], batch.logp_ref[told])
     if drawn and old:
         found |= clip_figures(evaluation, own)
-    if drawn and batch.logp_sampler is not None and batch.logp_old is not None:
-        gap = (batch.logp_old - batch.logp_sampler)[own].abs()
+    if drawn and batch.logp_sampler is not None and batch.logp_old is not None and told.any():
+        gap = (batch.logp_old - batch.logp_sampler)[told].abs()
         found["sampling/sampling_logp_difference/mean"] = float(gap.mean())
         found["sampling/sampling_logp_difference/max"] = float(gap.max())
-    if batch.entropy is not None:
-        found["entropy"] = float(batch.entropy[own if own.any() else mask].mean())
+    if batch.entropy is not None and ran.any():
+        found["entropy"] = float(batch.entropy[told if told.any() else ran].mean())
     tokens = {"omega": evaluation.parts["omega"], "upsilon": evaluation.parts["upsilon"]}
     tokens["coefficient"] = evaluation.coefficients
     for name, part in tokens.items():
-        values = part[mask]
+        values = part[mask & ~part.isnan()]
+        if not values.numel():
+            continue
         found[f"{name}/mean"] = float(values.mean())
         found[f"{name}/abs_mean"] = float(values.abs().mean())
         found[f"{name}/zeros"] = float((values == 0).double().mean())

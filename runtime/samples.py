@@ -7,6 +7,7 @@ loses at most a minute, of steps that no checkpoint has seen, and a reader never
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from grolang import Batch, Evaluation
@@ -97,7 +99,8 @@ def table(step: int, samples: Sequence[Sample], batch: Batch, evaluation: Evalua
         columns[name] = [_mean(values) for values in parts[name]] if name in parts else nothing
     for name in _SUMS:
         tensor = getattr(batch, name)
-        columns[name] = nothing if tensor is None else (tensor.detach().double() * batch.mask).sum(1).tolist()
+        sums = [] if tensor is None else torch.where(batch.mask, tensor.detach().double(), 0).sum(1).tolist()
+        columns[name] = [None if math.isnan(one) else one for one in sums] or nothing  # NaN: the row was not run
     own = parts["coefficient"]
     columns["coefficient/mean"] = [_mean(values) for values in own]
     columns["coefficient/min"] = [min(values) for values in own]

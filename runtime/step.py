@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from grolang import Batch, Method
+from grolang import Batch, Evaluation, Method
+from grolang.compiler.forming import FILLER
 from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 from grolang.runtime.policy import Tokens, Weigh
@@ -52,6 +53,7 @@ class Step:
 
     samples: tuple[Sample, ...]
     batch: Batch
+    dead: tuple[bool, ...] = ()  # sequences that cannot matter: no model is run on them
     crossed: tuple[Pair, ...] = ()  # prompt i with completion (i+1) mod m, where the method asks for it
 
     @property
@@ -61,6 +63,28 @@ class Step:
     @property
     def groups(self) -> list[int]:
         return [sample.group for sample in self.samples]
+
+    @property
+    def alive(self) -> list[int]:
+        return [row for row in range(len(self.samples)) if not (self.dead and self.dead[row])]
+
+    def filled(self, values: Tensor, filler: float = FILLER) -> Tensor:
+        """Values [S, T] with a filler in the rows that were not run."""
+        if not any(self.dead):
+            return values
+        return values.masked_fill(torch.tensor(self.dead, device=values.device)[:, None], filler)
+
+    def shown(self, batch: Batch, evaluation: Evaluation) -> tuple[Batch, Evaluation]:
+        """Both with NaN where a model was not run."""
+        if not any(self.dead):
+            return batch, evaluation
+        found = {name: getattr(batch, name) for name in ("logp", "logp_old", "logp_ref", "entropy")}
+        parts = {
+            name: part if name in ("reward", "advantage", "upsilon") else self.filled(part, torch.nan)
+            for name, part in evaluation.parts.items()
+        }
+        batch = batch.replace(**{k: self.filled(v, torch.nan) for k, v in found.items() if v is not None})
+        return batch, replace(evaluation, parts=parts)
 
     def remembering(self, seen: Batch) -> Step:
         """The step with these log-probs as those of the policy that it started from, if it has none yet."""
@@ -100,13 +124,17 @@ class Engine:
         device: torch.device = self.accelerator.device
         return device
 
-    def cut(self, pairs: Sequence[Pair], groups: Sequence[int] | None = None) -> Split:
-        """The micro-batches of this process; without groups each sequence is one of its own."""
+    def cut(
+        self, pairs: Sequence[Pair], groups: Sequence[int] | None = None, rows: Sequence[int] | None = None
+    ) -> Split:
+        """The micro-batches of this process, of these rows; without groups each sequence is one of its own."""
         accelerator = self.accelerator
-        groups = range(len(pairs)) if groups is None else groups
-        lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
+        rows = range(len(pairs)) if rows is None else rows
+        groups = rows if groups is None else [groups[row] for row in rows]
+        lengths = [sum(map(len, pairs[row])) for row in rows]
         cut = split(groups, lengths, self.micro_batch, accelerator.num_processes, accelerator.process_index)
-        return cut if self.sharded else replace(cut, parts=tuple(filter(None, cut.parts)))
+        parts = tuple(tuple(rows[at] for at in part) for part in cut.parts if part or self.sharded)
+        return replace(cut, parts=parts)
 
     def prepare(self, samples: Sequence[Sample]) -> Step:
         """Buffers of the step; reference log-probs and crossed pairs where the method needs them."""
@@ -131,11 +159,20 @@ class Engine:
             batch = batch.replace(greedy_scores=greedy)
         if needs.sampler and all(sample.logp_sampler or sample.demonstration for sample in samples):
             batch = batch.replace(logp_sampler=self._sampler(samples, mask))
-        step = Step(tuple(samples), batch)
+        step = Step(tuple(samples), batch, self._dead(batch))
         if self.reference is not None:
-            logp, _ = self.log_probs(self.reference, step.pairs, mask, step.groups)
-            step = replace(step, batch=batch.replace(logp_ref=logp))
+            logp, _ = self.log_probs(self.reference, step.pairs, mask, step.groups, step.alive)
+            step = replace(step, batch=batch.replace(logp_ref=step.filled(logp)))
         return self._with_crossed(step) if needs.mismatched else step
+
+    def _dead(self, batch: Batch) -> tuple[bool, ...]:
+        """Sequences that need not be run; a sharded model is run on all, since its processes move together."""
+        if self.sharded:
+            return ()
+        try:
+            return tuple(self.method.dead(batch).tolist())
+        except GroError:  # whoever needs what is wrong says so
+            return ()
 
     def _mask(self, lengths: Sequence[int]) -> Tensor:
         """[S, T] bool: the first lengths[s] slots of row s."""
@@ -168,17 +205,18 @@ class Engine:
         pairs: Sequence[Pair],
         mask: Tensor,
         groups: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
         *,
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """log-probs (and entropies) [S, T] of all sequences of all processes, without gradient.
+        """log-probs (and entropies) [S, T] of these sequences (all) of all processes, without gradient; 0 elsewhere.
 
         Cut as the backward pass is, so that a policy that is its reference has its log-probs to the last bit.
         """
 
         def own() -> tuple[Tensor, Tensor]:
             logp, spread = self._buffer(mask), self._buffer(mask)
-            for part in self.cut(pairs, groups).parts:
+            for part in self.cut(pairs, groups, rows).parts:
                 with torch.no_grad(), self._autocast():
                     _, found, found_entropy = policy(self._tokens(pairs, part), entropy=entropy)
                 place = self._place(mask, part)
@@ -257,21 +295,24 @@ class Engine:
         """
         method = self.method if step.batch.logp_old is not None else self.method.on_policy
         batch = self._fitting(lambda: self._gradient(step, method, entropy or method.needs.entropy))
+        for parameter in self.policy.parameters():
+            if parameter.requires_grad and parameter.grad is None:  # nothing was run, here at least
+                parameter.grad = torch.zeros_like(parameter)
         if self.accelerator.num_processes > 1 and not self.sharded:
             add_up(self.policy.parameters())
         return batch
 
     def _gradient(self, step: Step, method: Method, entropy: bool) -> Batch:
         """This process's part of the gradient."""
-        if self.cut(step.pairs, step.groups).knows(method.needs.scope):
+        if self.cut(step.pairs, step.groups, step.alive).knows(method.needs.scope):
             crossed = self._with_crossed_now(step)
-            batch = self._one_pass(crossed, self.cut(step.pairs, step.groups), method, entropy)
+            batch = self._one_pass(crossed, self.cut(step.pairs, step.groups, step.alive), method, entropy)
             if batch is not None:
                 return batch
             self.policy.zero_grad()
         batch = self.current(step, entropy=entropy)
         known = self.method.coefficients(batch)
-        parts = self.cut(step.pairs, step.groups).parts
+        parts = self.cut(step.pairs, step.groups, step.alive).parts
         self._alone(lambda: [self._turn(step, part, known=known) for part in parts])
         return batch
 
@@ -279,7 +320,8 @@ class Engine:
         """The step's batch under the policy as it is now, without gradient."""
         step = self._with_crossed_now(step)
         entropy = entropy or self.method.needs.entropy
-        logp, found = self.log_probs(self.policy, step.pairs, step.batch.mask, step.groups, entropy=entropy)
+        mask = step.batch.mask
+        logp, found = self.log_probs(self.policy, step.pairs, mask, step.groups, step.alive, entropy=entropy)
         return self._filled(step, logp, found)
 
     def _with_crossed_now(self, step: Step) -> Step:
@@ -291,6 +333,7 @@ class Engine:
         return replace(step, batch=step.batch.replace(mismatched=crossed.replace(logp=logp, logp_old=old)))
 
     def _filled(self, step: Step, logp: Tensor, entropy: Tensor | None) -> Batch:
+        logp = step.filled(logp)
         old = logp if step.batch.logp_old is None else step.batch.logp_old
         self.seen = step.batch.replace(logp=logp, logp_old=old, entropy=entropy)
         return self.seen
@@ -372,15 +415,13 @@ class Engine:
 
 
 def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """The sum over processes of each parameter's gradient, in place; none counts as zero.
+    """The sum over processes of each parameter's gradient, in place.
 
     A sum and no average: coefficients carry the denominators of the whole step.
     """
     waiting = []
     for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None:
             waiting.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
     for work in waiting:
         work.wait()

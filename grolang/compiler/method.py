@@ -131,8 +131,8 @@ class Method:
         """[S] bool: sequences that no pass of the policy is needed for, since they cannot matter.
 
         Their coefficients are 0 whatever the policy says, and neither another coefficient nor the penalty's value
-        nor a report depends on their log-probs. `logp` and `entropy` count as not known yet, and so does each tensor
-        [S, T] that the batch lacks; padding is not dead.
+        nor a report (or implicit reward) depends on their log-probs. `logp` and `entropy` count as not known yet, and
+        so does each tensor [S, T] that the batch lacks; padding is not dead.
         """
         parts = {MAIN: batch, MISMATCHED: batch.mismatched or Batch(mask=batch.mask)}
 
@@ -146,7 +146,8 @@ class Method:
         run = self._run(filled(batch, MAIN).replace(mismatched=filled(parts[MISMATCHED], MISMATCHED)))
         if not run.layout.rows.numel():
             return torch.zeros_like(batch.mask[:, 0])
-        reports = tuple(name for name in self.program.outputs if name.startswith("report "))
+        shown = ("report ", "implicit_reward")
+        reports = tuple(name for name in self.program.outputs if name.startswith(shown))
         live = live_tokens(run, unknown, reports)
         return batch.mask.any(1) & ~run.to_slots(live, Scope.TOKEN).any(1)
 

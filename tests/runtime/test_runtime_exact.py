@@ -146,10 +146,47 @@ def test_the_gradient_is_that_of_the_loss_on_plain_logits(name: str, tmp_path: P
         own = logps[len(sample.prompt) - 1 :].gather(1, torch.tensor(sample.completion)[:, None])[:, 0]
         rows[index] = torch.cat([own, rows[index][len(own) :]])
     logp = torch.stack(rows)
-    torch.testing.assert_close(logp.detach(), batch.logp, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(logp.detach()[step.alive], batch.logp[step.alive], rtol=1e-9, atol=1e-10)
     chosen.loss(batch.replace(logp=logp)).backward()
     for one, parameter in zip(ours, made.policy.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("alike", ["some", "all"])
+@pytest.mark.parametrize("name", ["rloo", "dapo", "gspo", "gro"])
+def test_sequences_that_cannot_matter_are_not_run_and_change_nothing(
+    name: str, alike: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of equal scores; two updates, with and without them, to the last bit of the figures that remain."""
+    chosen = grolang.load(name)
+    rows = [
+        replace(one, scores={"correct": 0.5}) if alike == "all" or one.group < 2 else one
+        for one in samples("prompts", 4)
+    ]
+    found = []
+    for skipping in (True, False):
+        if not skipping:
+            monkeypatch.setattr(Engine, "_dead", lambda self, batch: ())
+        made, seen = engine(chosen, 3), list[int]()
+        made.policy.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0].ids)))  # noqa: B023
+        step = made.prepare(rows)
+        for _ in range(2):
+            made.policy.zero_grad()
+            batch = made.backward(step)
+            step = step.remembering(batch)
+        evaluation = chosen.evaluate(batch)
+        grads = [parameter.grad.clone() for parameter in made.policy.parameters()]
+        found.append((grads, evaluation.coefficients, evaluation.loss, sum(seen)))
+        if skipping:
+            alive = 4 if alike == "some" else 0
+            assert len(step.alive) == alive
+            shown, parts = step.shown(batch, evaluation)
+            assert shown.logp is not None and int(shown.logp.isnan().any(1).sum()) == 12 - alive
+            assert not parts.parts["advantage"].isnan().any()
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found[0][1:3], found[1][1:3], rtol=1e-10, atol=1e-12)
+    assert found[0][3] == found[1][3] * alive / 12
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else() -> None:
