@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from grolang.compiler.fused import Head, attach, factored_pass, logps, single_pass
+from grolang.compiler.forming import FILLER
+from grolang.compiler.fused import BUDGET, Head, attach, factored_pass, logps, single_pass
 from grolang.language.diagnostics import GroError
 
 Weigh = Callable[[Tensor, Tensor | None], Tensor]
@@ -58,6 +59,8 @@ class Policy(nn.Module):
     It is a module of its own so that whatever wraps it (DDP, FSDP) sees every parameter used inside `forward`.
     """
 
+    budget = BUDGET  # bytes of logits that live at once
+
     def __init__(self, model: PreTrainedModel, temperature: float = 1.0, *, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
@@ -91,11 +94,19 @@ class Policy(nn.Module):
         return states[:, :-1][tokens.target[:, 1:]], tokens.ids[tokens.target]
 
     def forward(
-        self, tokens: Tokens, weigh: Weigh | None = None, known: Tensor | None = None, *, entropy: bool = False
+        self,
+        tokens: Tokens,
+        weigh: Weigh | None = None,
+        known: Tensor | None = None,
+        *,
+        scope: str = "batch",
+        entropy: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """(loss or None, logp [N], entropy [N] or None).
 
         With `known` coefficients [N] or a function that gives them, the loss is −Σ c·logp with gradient −Σ c·∇logp.
+        `scope` says which log-probs a coefficient waits for; the function is called when they are there, whatever
+        stands in the place of the others.
         """
         if weigh is None and known is None:
             with torch.no_grad():
@@ -103,14 +114,24 @@ class Policy(nn.Module):
                 return None, *logps(hidden, self.head(hidden), targets, entropy=entropy)
         hidden, targets = self.hidden(tokens)
         head = self.head(hidden)
-        if known is not None:
-            found = single_pass(hidden, head, targets, lambda rows, *_: known[rows], entropy=entropy)
-        else:
+        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        filled = torch.full(targets.shape, FILLER, dtype=precise, device=hidden.device)
+        spread = -filled if entropy else None
+
+        def coefficients(rows: slice, logp: Tensor, entropies: Tensor | None) -> Tensor:
+            if known is not None:
+                return known[rows]
             assert weigh is not None
-            whole = torch.zeros_like(targets)  # all of a micro-batch's log-probs before its coefficients
-            found = factored_pass(
-                hidden, head, targets, None, whole, lambda _, logp, spread: weigh(logp, spread), entropy=entropy
-            )
+            filled[rows] = logp
+            if spread is not None and entropies is not None:
+                spread[rows] = entropies
+            return weigh(filled, spread)[rows]
+
+        if known is not None or scope in ("none", "token"):
+            found = single_pass(hidden, head, targets, coefficients, entropy=entropy, budget=self.budget)
+        else:
+            unit = tokens.target.nonzero()[:, 0] if scope == "sequence" else torch.zeros_like(targets)
+            found = factored_pass(hidden, head, targets, None, unit, coefficients, entropy=entropy, budget=self.budget)
         value = -(found.coefficients * found.rows.logp).sum()
         loss = attach(value, (hidden, head.weight, head.bias), found.gradients)
         return loss, found.rows.logp, found.rows.entropy

@@ -376,7 +376,8 @@ class Engine:
                         finite = False
                         return torch.zeros_like(found)
 
-                current(place, *self._turn(step, part, known=known, weigh=weigh, entropy=entropy))
+                scope = method.needs.scope
+                current(place, *self._turn(step, part, known=known, weigh=weigh, scope=scope, entropy=entropy))
                 own.logical_or_(place)
             return finite
 
@@ -393,6 +394,7 @@ class Engine:
         *,
         known: Tensor | None,
         weigh: Weigh | None = None,
+        scope: str = "batch",
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Forward and backward pass of one micro-batch, with its log-probs and entropies [N]."""
@@ -409,7 +411,8 @@ class Engine:
             return weigh(found, found_entropy) * scale
 
         with self._autocast():
-            loss, logp, found = self.policy(tokens, scaled if known is None else None, coefficients, entropy=entropy)
+            wanted = None if known is not None else scaled
+            loss, logp, found = self.policy(tokens, wanted, coefficients, scope=scope, entropy=entropy)
         loss.backward()
         return logp.detach(), None if found is None else found.detach()
 

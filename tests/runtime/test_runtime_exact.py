@@ -152,6 +152,17 @@ def test_the_gradient_is_that_of_the_loss_on_plain_logits(name: str, tmp_path: P
         torch.testing.assert_close(one, parameter.grad, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["grpo", "gspo", "kto", "dpo", "gro", "bco", "rloo"])
+def test_a_chunk_of_one_row_gives_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = grolang.load(name)
+    whole, batch = gradient(chosen, 5)
+    monkeypatch.setattr(Policy, "budget", 1)
+    cut, same = gradient(chosen, 5)
+    for one, other in zip(whole, cut, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(same.logp, batch.logp, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("alike", ["some", "all"])
 @pytest.mark.parametrize("name", ["rloo", "dapo", "gspo", "gro"])
 def test_sequences_that_cannot_matter_are_not_run_and_change_nothing(
