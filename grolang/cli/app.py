@@ -22,6 +22,7 @@ COMMANDS = {
     "equiv": "equiv:equiv",
     "diff": "diff:diff",
     "lift": "lift:lift",
+    "audit": "audit:audit",
     "explain-error": "explain_error:explain_error",
     "version": "version:version",
 }

@@ -84,6 +84,17 @@ class Pair:
         left, right = (run.to_slots(value, Scope.TOKEN) for value in run("left", "right"))
         return left, right, self._first(run)
 
+    def first(self, batch: Batch, seed: int = 0) -> tuple[str, Tensor, Tensor] | None:
+        """The first part whose values differ on a batch, with both of its values [S, T]; None where none does."""
+        run = Run(self.program, batch, self.name, Arbitrary(seed))
+        part = self._first(run)
+        if not part:
+            return None
+        names = (f"left {part}", f"right {part}")
+        scopes = [self.program.steps[self.program.outputs[name]].scope for name in names]
+        left, right = (run.to_slots(value, scope) for value, scope in zip(run(*names), scopes))
+        return part, left, right
+
     def _first(self, run: Run) -> str:
         for part in _COMPARED:
             if f"left {part}" in self.program.outputs and f"right {part}" in self.program.outputs:

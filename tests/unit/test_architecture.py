@@ -28,6 +28,7 @@ FORBIDDEN = {
     "compiler": ("runtime", "laws", "explain", "integrations", "cli"),
     "laws": ("runtime", "cli", "integrations"),
     "runtime": ("cli", "integrations"),
+    "integrations": ("runtime", "cli"),
 }
 #: importing these must not import torch
 TORCH_FREE = (

@@ -1,0 +1,1 @@
+"""The audit: its comparison here, its verdicts where the peers are installed."""
