@@ -9,13 +9,15 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +25,7 @@ from transformers import PreTrainedModel
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.descent import Descent, Scale
+from grolang.runtime.sharding import gathered, like
 
 FOLDER, NAME = "checkpoints", "step-{:08d}"
 
@@ -71,17 +74,33 @@ class State:
 
 
 def save(
-    output: Path, model: PreTrainedModel, descent: Descent, state: State, keep: int, best: int | None = None
+    output: Path,
+    model: PreTrainedModel,
+    descent: Descent,
+    state: State,
+    accelerator: Accelerator,
+    keep: int,
+    best: int | None = None,
 ) -> None:
-    """Write the checkpoint of this step and remove all but the last `keep` and that of step `best`."""
+    """Write the checkpoint of this step and remove all but the last `keep` and that of step `best`.
+
+    To be called in every process: the main one writes what they hold together.
+    """
+    weights = {name: gathered(tensor) for name, tensor in _weights(model, descent).items()}
+    tensors, rest = _flat(descent.optimizer.state_dict())
+    own = [(_generators(), random.getstate())]
+    generators = gather_object(own) if accelerator.num_processes > 1 else own
+    if not accelerator.is_main_process:
+        return
 
     def write(folder: Path) -> None:
-        save_file(_weights(model, descent), str(folder / "model.safetensors"))
-        tensors, rest = _flat(descent.optimizer.state_dict())
+        save_file(weights, str(folder / "model.safetensors"))
         save_file(tensors, str(folder / "optimizer.safetensors"))
-        save_file(_generators(), str(folder / "generators.safetensors"))
+        named = {f"{at}.{name}": one for at, (some, _) in enumerate(generators) for name, one in some.items()}
+        save_file(named, str(folder / "generators.safetensors"))
         scale = None if descent.scale is None else vars(descent.scale)
-        text = {"state": vars(state), "optimizer": rest, "scale": scale, "python": random.getstate()}
+        python = [one for _, one in generators]
+        text = {"state": vars(state), "optimizer": rest, "scale": scale, "python": python}
         (folder / "state.json").write_text(json.dumps(text), encoding="utf-8")
 
     replace_folder(output / FOLDER / NAME.format(state.step), write)
@@ -90,7 +109,7 @@ def save(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(output: Path, model: PreTrainedModel, descent: Descent) -> State | None:
+def restore(output: Path, model: PreTrainedModel, descent: Descent, process: int = 0) -> State | None:
     """Put the last checkpoint back into model, optimizer and random generators; None where there is none."""
     found = kept(output)
     if not found:
@@ -99,7 +118,8 @@ def restore(output: Path, model: PreTrainedModel, descent: Descent) -> State | N
     try:
         text: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         _check_keys(model, descent, load_file(str(folder / "model.safetensors")))
-        descent.optimizer.load_state_dict(_unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"]))
+        state = _unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"], descent)
+        descent.optimizer.load_state_dict(state)
         generators = load_file(str(folder / "generators.safetensors"))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise GroError.plain(
@@ -107,9 +127,11 @@ def restore(output: Path, model: PreTrainedModel, descent: Descent) -> State | N
         ) from error
     if descent.scale is not None and text.get("scale"):
         descent.scale = Scale(**text["scale"])
-    version, numbers, gauss = text["python"]
+    process %= len(text["python"])  # where there were fewer of them
+    version, numbers, gauss = text["python"][process]
     random.setstate((version, tuple(numbers), gauss))
-    _set_generators(generators)
+    own = f"{process}."
+    _set_generators({name[len(own) :]: one for name, one in generators.items() if name.startswith(own)})
     return State(**text["state"])
 
 
@@ -118,33 +140,29 @@ def kept(output: Path) -> list[Path]:
     return sorted((output / FOLDER).glob("step-*"))
 
 
-def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights once, under their first name: safetensors refuses two names for one memory."""
-    seen: set[int] = set()
-    return {
-        name: tensor.detach().contiguous()
-        for name, tensor in tensors.items()
-        if tensor.data_ptr() not in seen and not seen.add(tensor.data_ptr())  # type: ignore[func-returns-value]
-    }
-
-
 def _weights(model: PreTrainedModel, descent: Descent) -> dict[str, Tensor]:
-    """What training changes: of a model with an adapter, the adapter."""
-    whole = all(parameter.requires_grad for parameter in model.parameters())
-    return _distinct(model.state_dict() if whole else descent.named)
+    """What training changes, tied weights once: of a model with an adapter the adapter, else also its buffers."""
+    found: dict[str, Tensor] = dict(descent.named)
+    if len(found) == sum(1 for _ in model.named_parameters()):
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        found |= {name: one for name, one in model.state_dict().items() if name not in parameters}
+    return {name: one.detach().contiguous() for name, one in found.items()}
 
 
 def _check_keys(model: PreTrainedModel, descent: Descent, tensors: dict[str, Tensor]) -> None:
     wanted = set(_weights(model, descent))
     if wanted != set(tensors):
         raise ValueError(f"it holds other weights than the model: {sorted(wanted ^ set(tensors))[:5]}")
+    with torch.no_grad():
+        for name, parameter in descent.named.items():
+            parameter.copy_(like(tensors.pop(name), parameter))
     model.load_state_dict(tensors, strict=False)
 
 
 def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as named tensors and a JSON value of the rest."""
     tensors = {
-        f"{index}.{name}": value.contiguous()
+        f"{index}.{name}": gathered(value).contiguous()
         for index, values in state["state"].items()
         for name, value in values.items()
         if isinstance(value, Tensor)
@@ -152,11 +170,13 @@ def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"param_groups": state["param_groups"]}
 
 
-def _unflat(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+def _unflat(tensors: dict[str, Tensor], rest: dict[str, Any], descent: Descent) -> dict[str, Any]:
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = list(descent.named.values())
     for path, value in tensors.items():
         index, name = path.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        parameter = parameters[int(index)]
+        state.setdefault(int(index), {})[name] = like(value, parameter) if value.shape == parameter.shape else value
     return {"state": state, "param_groups": rest["param_groups"]}
 
 

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from grolang.compiler.blame import NotFinite
 from grolang.runtime.settings import RunSettings
+from grolang.runtime.sharding import gathered
 
 FIRST, GROWTH = 2.0**16, 2000
 
@@ -67,7 +68,8 @@ class Descent:
             for gradient in gradients:
                 gradient.div_(self.scale.value)
         total = torch.nn.utils.get_total_norm(gradients)
-        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        total = gathered(total)
+        norm = float(total)
         if self.scale is not None:
             self.scale.moved(math.isfinite(norm))
         if math.isfinite(norm):
@@ -86,15 +88,11 @@ class Descent:
             ("the gradient", {name: parameter.grad for name, parameter in self.named.items()}),
         ):
             for name, tensor in tensors.items():
-                if tensor is not None and not bool(torch.isfinite(_local(tensor)).all()):
+                own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+                if own is not None and not bool(torch.isfinite(own).all()):
                     message = f"{what} of {name}: not finite"
                     return NotFinite.plain(message, help="lower --lr, or look for extreme scores", code="E902")
         return NotFinite.plain(f"the gradient's norm is {norm:g}", help="look for extreme scores", code="E902")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def learning_rate(settings: RunSettings, step: int) -> float:

@@ -33,6 +33,7 @@ from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.rollout import offline_samples
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
+from grolang.runtime.sharding import gathered
 from grolang.runtime.step import Sample, Step
 from grolang.runtime.tracking import chosen
 
@@ -63,7 +64,8 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     run.engine.say = partial(say, console)
     output = open_output(method, settings, accelerator)
     descent = Descent.of(run.model, settings)
-    state = checkpoints.restore(output, run.model, descent) if settings.resume else None
+    process = accelerator.process_index
+    state = checkpoints.restore(output, run.model, descent, process) if settings.resume else None
     if accelerator.is_main_process:
         describe(output, method, settings)
     with held_interrupts(console) as interrupt:
@@ -92,7 +94,7 @@ class _Loop:
     def go(self, state: checkpoints.State | None) -> Outcome:
         run, settings = self.run, self.run.settings
         start = 0 if state is None else state.step
-        self.step = self.saved = start
+        self.step, self.saved = start, -1 if state is None else start
         with Journal(run, self.output, self.console, start) as journal:
             if state is None:
                 self.before = self._evaluate(journal)
@@ -121,7 +123,7 @@ class _Loop:
         while True:
             if settings.eval_every and self.step - self.evaluations[-1]["step"] >= settings.eval_every:
                 self._evaluate(journal)
-            if settings.save_every and self.step - self.saved >= settings.save_every:
+            if settings.save_every and self.step - max(0, self.saved) >= settings.save_every:
                 journal.flush()
                 self._checkpoint()
             if self.step >= settings.steps or self._enough() or self._stopping():
@@ -264,24 +266,27 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         """Write down where the run stands; nothing where that is written already."""
-        if self.step == self.saved and (self.step or checkpoints.kept(self.output)):
+        if self.step == self.saved:
             return
-        if self.main:
-            state = checkpoints.State(self.step, self.tokens, self.before, self.skipped)
-            keep = self.run.settings.keep
-            checkpoints.save(self.output, self.run.model, self.descent, state, keep, self._best_step())
+        run, accelerator = self.run, self.run.engine.accelerator
+        state = checkpoints.State(self.step, self.tokens, self.before, self.skipped)
+        keep, best = run.settings.keep, self._best_step()
+        checkpoints.save(self.output, run.model, self.descent, state, accelerator, keep, best)
         self.saved = self.step
-        self.run.engine.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
     def _save_model(self, name: str = "model") -> None:
         """Model and tokenizer in transformers' own format, replaced as one."""
 
-        def write(model: PreTrainedModel, folder: Path) -> None:
-            model.save_pretrained(folder, safe_serialization=True)
+        sharded = self.run.engine.sharded
+        state = {name: gathered(one) for name, one in self.run.model.state_dict().items()} if sharded else None
+
+        def write(model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+            model.save_pretrained(folder, state_dict=state, safe_serialization=True)
             self.run.encoder.tokenizer.save_pretrained(str(folder))
 
         if self.main:
-            checkpoints.replace_folder(self.output / name, partial(write, self.run.model))
+            checkpoints.replace_folder(self.output / name, partial(write, self.run.model, state=state))
             if self.run.settings.merge and name == "model":
                 whole = merged(fresh_model(self.run.settings), self.output / name)
                 checkpoints.replace_folder(self.output / "merged", partial(write, whole))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,19 +32,21 @@ class Sampler:
     group: int = 1
     greedy: bool = False
     keep_logp: bool = False
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def complete(self, prompts: Sequence[Ids], keys: Sequence[int] | None) -> list[Drawn]:
         """A completion for each prompt, greedy without keys. Every process draws its share of them."""
         share = self._share(len(prompts))
-        own = draw(
-            self.model,
-            [prompts[row] for row in share],
-            None if keys is None else [keys[row] for row in share],
-            ends=end_ids(self.model, self.encoder.end),
-            limit=self.limit,
-            temperature=self.temperature,
-            keep_logp=self.keep_logp,
-        )
+        with self.around():
+            own = draw(
+                self.model,
+                [prompts[row] for row in share],
+                None if keys is None else [keys[row] for row in share],
+                ends=end_ids(self.model, self.encoder.end),
+                limit=self.limit,
+                temperature=self.temperature,
+                keep_logp=self.keep_logp,
+            )
         return self._all(own)
 
     def score(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[dict[str, float]]:

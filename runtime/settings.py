@@ -112,6 +112,7 @@ class OptimizerSettings(Panel):
     warmup: int = Field(10, ge=0, description="Steps over which the rate rises.")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's.")
     max_grad_norm: float = Field(1.0, gt=0, description="Larger gradients are scaled down to this norm.")
+    shard: bool = Field(False, description="Share weights and optimizer out over the processes (FSDP2).")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="Where a number is not finite: stop, or skip the step and count it."
     )

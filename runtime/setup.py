@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +30,7 @@ from grolang.runtime.policy import (
 from grolang.runtime.rollout import Sampler
 from grolang.runtime.scores import Scorer, find_scorers
 from grolang.runtime.settings import RunSettings
+from grolang.runtime.sharding import share_out, wanted, whole
 from grolang.runtime.step import Engine
 
 LONGEST = 256  # tokens of a sample where neither the settings nor the embedded defaults name a limit
@@ -82,9 +84,13 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
             prompts = spaced.part([number for number in spaced.kept if number in set(held.kept)])
             held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scorers=using))
 
+    engine = _engine(method, settings, accelerator, model, encoder)
+    if engine.sharded:
+        sampler = replace(sampler, around=partial(whole, engine.policy))
+        if held_out.sampler is not None:
+            held_out = replace(held_out, sampler=replace(held_out.sampler, around=sampler.around))
     needs, group = method.needs, settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
-    engine = _engine(method, settings, accelerator, model, encoder)
     return Run(settings, method, model, engine, encoder, examples, scorers, drawing, held_out)
 
 
@@ -179,6 +185,11 @@ def _engine(
         add_lora(model, settings.model or str(defaults.model_path()), settings)
     if settings.checkpointing:
         recompute_activations(model)
+    sharded = wanted(settings.shard, accelerator)
+    if sharded:
+        for part in (policy, reference):
+            if isinstance(part, Policy):
+                share_out(part, accelerator, encoder.end)
     double = settings.precision == "fp64"
     return Engine(
         method=method,
@@ -187,6 +198,7 @@ def _engine(
         reference=reference,
         pad=encoder.end,
         micro_batch=settings.micro_batch,
+        sharded=sharded,
         window=window(model),
         dtype=torch.float64 if double else torch.float32,
         autocast=_autocast(settings, accelerator.device),

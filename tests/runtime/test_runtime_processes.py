@@ -85,6 +85,58 @@ def test_several_processes_are_one(
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
 
 
+def same_metrics(one: dict[str, Any], many: dict[str, Any]) -> None:
+    for first, second in zip(lines(one["output"]), lines(many["output"]), strict=True):
+        assert second == pytest.approx(first | {"seconds": second["seconds"]}, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_the_launcher_of_accelerate_gives_the_same_metrics_file(tiny: str, tmp_path: Path, write: Write) -> None:
+    """On a machine without GPUs it starts several processes only if told --multi_gpu; gloo is taken then."""
+    one, many = (flags(tiny, write(rows_of("prompts")), "grpo", tmp_path / name) for name in ("one", "many"))
+    launch(one)
+    words = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    words += [
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+        "-m",
+        "grolang",
+        "run",
+        many.pop("method"),
+    ]
+    for name, value in many.items():
+        words += ["--" + name.replace("_", "-"), str(value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words],
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_metrics(one, many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"lora": 4}], ids=["whole", "lora"])
+@pytest.mark.parametrize(("method", "kind"), [("grpo", "prompts"), ("dpo", "preference"), ("kto", "unpaired")])
+def test_shared_out_over_two_processes_it_is_the_run_of_one(
+    method: str, kind: str, more: dict[str, Any], tiny: str, tmp_path: Path, write: Write
+) -> None:
+    """FSDP2 with gloo: the same metrics and weights, a checkpoint that one process can go on from."""
+    data = write(rows_of(kind))
+    one, many = (flags(tiny, data, method, tmp_path / name) | more for name in ("one", "many"))
+    launch(one)
+    launch(many | {"shard": True, "steps": 2}, 2)
+    launch({"output": many["output"], "resume": True, "steps": 3}, 2)
+    launch({"output": many["output"], "resume": True, "steps": 4, "shard": False})
+    same_metrics(one, many)
+    name = "adapter_model" if more else "model"
+    ours, theirs = (load_file(Path(run["output"], f"model/{name}.safetensors")) for run in (one, many))
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_at_the_same_bits(tiny: str, tmp_path: Path, write: Write) -> None:
     """SIGKILL at random moments, also inside a save: a checkpoint is there whole or not at all."""
