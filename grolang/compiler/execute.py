@@ -111,7 +111,10 @@ class Run:
     def per_token(self, output: str) -> Tensor:
         """An output at each valid token [N]."""
         (value,) = self(output)
-        scope = self.program.steps[self.program.outputs[output]].scope
+        return self.spread_to_tokens(value, self.program.steps[self.program.outputs[output]].scope)
+
+    def spread_to_tokens(self, value: Tensor, scope: Scope) -> Tensor:
+        """A value of this scope at each valid token [N]."""
         return self._spread(value, scope, Scope.TOKEN, self.layout)
 
     def to_slots(self, value: Tensor, scope: Scope) -> Tensor:

@@ -9,7 +9,9 @@ from grolang.compiler.batch import Batch
 from grolang.compiler.blame import not_finite
 from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
-from grolang.compiler.fused import BUDGET, KEEP, Head, Pass, factored_pass, logps, single_pass
+from grolang.compiler.fused import BUDGET, KEEP, Head, Pass, factored_pass, launch, logps, single_pass
+from grolang.compiler.fused.launch import RowKernel
+from grolang.compiler.kernel import kernel
 from grolang.compiler.method import Method
 from grolang.compiler.program import MAIN
 from grolang.language.scopes import Scope
@@ -57,7 +59,15 @@ class Forming:
         return self.run.layout.rows[row] * self.run.batch.mask.shape[1] + slot
 
     def form(
-        self, at: Tensor, hidden: Tensor, head: Head, targets: Tensor, *, budget: int = BUDGET, keep: int = KEEP
+        self,
+        at: Tensor,
+        hidden: Tensor,
+        head: Head,
+        targets: Tensor,
+        *,
+        budget: int = BUDGET,
+        keep: int = KEEP,
+        kernels: bool = False,
     ) -> Pass:
         """Gradients of hidden [n, D] and the head, from the tokens `at` [n] alone; whole units of them, together."""
         run, plan = self.run, self.plan
@@ -69,12 +79,25 @@ class Forming:
 
         asked = self.entropy is not None
         if plan.unit is Scope.TOKEN:
-            return single_pass(hidden, head, targets, evaluate, entropy=asked, budget=budget)
+            row_kernel = self._kernel(at) if kernels and launch.usable(hidden) else None
+            made = single_pass(hidden, head, targets, evaluate, kernel=row_kernel, entropy=asked, budget=budget)
+            self._learn(at, made.rows.logp, made.rows.entropy)
+            return made
         weights = run.per_token("weight")[at] if plan.kind == "factored" and len(at) else None
         unit, part = (run.layout.parent(Scope.TOKEN, scope)[at] for scope in (plan.unit, plan.part))
         return factored_pass(
             hidden, head, targets, weights, unit, evaluate, part=part, entropy=asked, budget=budget, keep=keep
         )
+
+    def _kernel(self, at: Tensor) -> RowKernel | None:
+        """The method's generated row kernel, with what is known of the tokens `at`."""
+        found = kernel(self.plan.program)
+        if found is None:
+            return None
+        steps, run = self.plan.program.steps, self.run
+        run("coefficient")
+        known = (run.spread_to_tokens(run.values[index], steps[index].scope)[at] for index in found.known)
+        return RowKernel(found.text, list(known))
 
     def read(self, at: Tensor, hidden: Tensor, head: Head, targets: Tensor, *, budget: int = BUDGET) -> None:
         """Log-probs of the tokens `at` [n], where no gradient is wanted."""

@@ -39,15 +39,17 @@ class Compiled(nn.Module):
     ========== ================================================================================= ============
 
     `budget` bounds the bytes of one chunk of logits, `keep` those of the softmax that a free schedule keeps (in the
-    model's dtype, bfloat16 for 16 bits). `batch.logp` is not read; `batch.entropy` is computed where the method uses
-    it and the batch has none.
+    model's dtype, bfloat16 for 16 bits). `kernels` takes generated Triton kernels on CUDA for schedules none and
+    token; they have run under Triton's interpreter only, never on a GPU. `batch.logp` is not read; `batch.entropy` is
+    computed where the method uses it and the batch has none.
     """
 
-    def __init__(self, method: Method, *, budget: int = BUDGET, keep: int = KEEP) -> None:
+    def __init__(self, method: Method, *, budget: int = BUDGET, keep: int = KEEP, kernels: bool = False) -> None:
         super().__init__()
         self.method = method
         self.budget = budget
         self.keep = keep
+        self.kernels = kernels
         self._number = enrolled(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -91,7 +93,8 @@ class Compiled(nn.Module):
         if not trained:
             forming.read(forming.tokens, states, head, chosen, budget=self.budget)
             return forming.loss(), ()
-        made = forming.form(forming.tokens, states, head, chosen, budget=self.budget, keep=self.keep).gradients
+        sizes = {"budget": self.budget, "keep": self.keep}
+        made = forming.form(forming.tokens, states, head, chosen, kernels=self.kernels, **sizes).gradients
         whole = made.hidden.new_zeros(hidden.shape)
         whole.flatten(0, 1).index_copy_(0, slots, made.hidden)
         return forming.loss(), (whole, made.weight, made.bias)
@@ -105,6 +108,6 @@ def _fits(hidden: Tensor, targets: Tensor, batch: Batch) -> None:
         raise GroError.plain(f"{message}; {found}", help="hidden[s, t] is the state that predicts targets[s, t]")
 
 
-def compile(method: Method, *, budget: int = BUDGET, keep: int = KEEP) -> Compiled:
+def compile(method: Method, *, budget: int = BUDGET, keep: int = KEEP, kernels: bool = False) -> Compiled:
     """The method as one fused torch module; see `Compiled`."""
-    return Compiled(method, budget=budget, keep=keep)
+    return Compiled(method, budget=budget, keep=keep, kernels=kernels)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .exact import exact
 from .head import Head
+from .launch import RowKernel
 from .rows import Rows
 from .sweep import BUDGET, Gradients, Sweep, finished, row_chunks, zero_sums
 
@@ -29,6 +30,7 @@ def single_pass(
     targets: Tensor,
     coefficient: Callable[[slice, Tensor, Tensor | None], Tensor],
     *,
+    kernel: RowKernel | None = None,
     entropy: bool = False,
     budget: int = BUDGET,
 ) -> Pass:
@@ -36,8 +38,8 @@ def single_pass(
 
     coefficient(rows, logp, entropy) → c gets the rows of a chunk as a slice of 0..N and their log-probs (and
     entropies, or None) [n], and returns c [n]. Coefficients known beforehand are the case `lambda rows, *_:
-    c[rows]`. 6NDV; 4NDV with a frozen head; 2NDV for rows with c = 0, which leave before the backward
-    products.
+    c[rows]`. A `kernel` takes its place: it makes softmax and coefficients in one go. 6NDV; 4NDV with a frozen
+    head; 2NDV for rows with c = 0, which leave before the backward products.
     """
     chunks = row_chunks(hidden, head, budget)
     sweep = Sweep(hidden, head, targets, chunks, entropy=entropy)
@@ -45,9 +47,12 @@ def single_pass(
     d_hidden = torch.zeros(hidden.shape, dtype=sweep.precise.sums, device=hidden.device)
     coefficients = torch.empty_like(sweep.logp)
     for rows in chunks:
-        sweep.read(rows)
-        chunk_entropy = None if sweep.entropy is None else sweep.entropy[rows]
-        coefficients[rows] = coefficient(rows, sweep.logp[rows], chunk_entropy)
+        if kernel is not None:
+            coefficients[rows] = sweep.read_by(kernel, rows)
+        else:
+            sweep.read(rows)
+            chunk_entropy = None if sweep.entropy is None else sweep.entropy[rows]
+            coefficients[rows] = coefficient(rows, sweep.logp[rows], chunk_entropy)
         sweep.add(rows, coefficients[rows], d_hidden, sums)
     found = Rows(sweep.logp, sweep.lse, sweep.entropy)
     return Pass(found, coefficients, finished(hidden, head, d_hidden, sums))

@@ -11,6 +11,7 @@ from torch import Tensor
 from grolang.language.diagnostics import GroError
 
 from .head import Head, hidden_gradient, logits
+from .launch import RowKernel
 from .products import Precision, multiply, precision, spans
 from .rows import Rows, compact, errors, log_probabilities, probabilities, with_entropy
 
@@ -105,6 +106,12 @@ class Sweep:
         """Load the probabilities of `rows`."""
         tile, targets = self._logits(rows), self.targets[rows]
         self._note(rows, probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets))
+
+    def read_by(self, kernel: RowKernel, rows: slice) -> Tensor:
+        """`read` by a generated kernel, which gives their coefficients [n] too."""
+        found, c = kernel(rows, self._logits(rows), self.targets[rows])
+        self._note(rows, found)
+        return c
 
     def read_log_probs(self, rows: slice) -> None:
         """Load the log-probs of `rows`: cheaper than `read`, and no `add` may follow."""
