@@ -27,9 +27,11 @@ from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
-from grolang.runtime.output import as_json, describe, open_output, write_text
+from grolang.runtime.output import describe, noted, open_output
 from grolang.runtime.progress import comparison, say
+from grolang.runtime.record import as_json, write_text
 from grolang.runtime.replay import Kept, write_batch
+from grolang.runtime.report import leave_report
 from grolang.runtime.rollout import offline_samples
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
@@ -67,9 +69,15 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     process = accelerator.process_index
     state = checkpoints.restore(output, run.model, descent, process) if settings.resume else None
     if accelerator.is_main_process:
-        describe(output, method, settings)
-    with held_interrupts(console) as interrupt:
-        return _Loop(run, output, descent, console, interrupt).go(state)
+        for name in describe(output, method, settings, accelerator):
+            say(console, f"note: {name} is not the file that the run began with; what follows is another run")
+    with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
+        outcome = _Loop(run, output, descent, console, interrupt).go(state)
+        if outcome.interrupted:
+            end("interrupted")
+    if accelerator.is_main_process:
+        leave_report(output, partial(say, console))
+    return outcome
 
 
 @dataclass

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import get_num_threads
 
 from grolang import Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
+from grolang.runtime.record import FILE, Record, as_json, process, write_text
 from grolang.runtime.settings import RunSettings, to_toml
+from grolang.runtime.setup import data_files
 
 PACKAGES = ("grolang", "torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
@@ -25,8 +35,12 @@ def open_output(method: Method, settings: RunSettings, accelerator: Accelerator)
     if settings.resume:
         if not (output / checkpoints.FOLDER).is_dir():
             raise GroError.plain(f"{output} holds no checkpoint to resume from", help="leave out --resume")
-        if (output / "method.gro").read_text(encoding="utf-8") != method.text:
-            raise GroError.plain(f"the method is not the one of {output}", help=f"run {output / 'method.gro'}")
+        for name, text in method_texts(method).items():
+            if (output / name).exists() and (output / name).read_text(encoding="utf-8") != text:
+                raise GroError.plain(f"the method is not the one of {output}", help=f"run {output / 'method.gro'}")
+        if accelerator.is_main_process and Record(output).status == "running":
+            number = Record(output).info["process"]["pid"]
+            raise GroError.plain(f"{output} is being run, by process {number}", help="wait for it, or stop it first")
     elif (output / "metrics.jsonl").exists() and accelerator.is_main_process:
         raise GroError.plain(f"{output} holds a run already", help="add --resume, or give another --output")
     try:
@@ -46,27 +60,103 @@ def _next_name(name: str) -> str:
     return str(Path("runs", f"{name}-{number}"))
 
 
-def describe(output: Path, method: Method, settings: RunSettings) -> None:
-    """What is needed to repeat the run: the method's text, every setting, the versions."""
-    versions = {"python": platform.python_version()}
+def describe(output: Path, method: Method, settings: RunSettings, accelerator: Accelerator) -> list[str]:
+    """Write what is needed to repeat the run: texts of the method, settings, versions, score files, data, command.
+
+    A run that goes on notes that it does. Gives the data files that are not those that the run began with.
+    """
+    before = Record(output).info
+    versions = {"python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # a checkout on the path, not installed
             continue
-    write_text(output / "method.gro", method.text)
+    for name, text in method_texts(method).items():
+        write_text(output / name, text)
+    for path in {Path(source.partition(":")[0]) for source in settings.score.values()}:
+        if path.suffix == ".py" and path.is_file():
+            (output / "scores").mkdir(exist_ok=True)
+            write_text(output / "scores" / path.name, path.read_text(encoding="utf-8"))
     write_text(output / "settings.toml", to_toml(settings))
     write_text(output / "versions.json", as_json(versions))
+    now, data = _now(), fingerprints(method, settings)
+    first: dict[str, Any] = {
+        "id": uuid4().hex,
+        "method": method.name,
+        "began": now,
+        "command": command(),
+        "folder": str(Path.cwd()),
+        "data": data,
+        "resumed": [],
+    }
+    again = {"resumed": [*before["resumed"], {"at": now, "command": command()}]} if "resumed" in before else {}
+    here: dict[str, Any] = {
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": get_num_threads(),
+    }
+    here |= {"status": "running", "process": process(), "error": None, "ended": None}
+    note(output, **(first | before | again | here))
+    return [name for name, found in data.items() if before.get("data", data).get(name) not in (found, None)]
 
 
-def as_json(value: object) -> str:
-    """For people to read."""
-    return json.dumps(value, indent=2) + "\n"
+def note(output: Path, **values: Any) -> None:
+    """Put values into the run's record, replaced as a whole."""
+    fresh = output / f".{FILE}.new"
+    write_text(fresh, as_json(Record(output).info | values))
+    fresh.replace(output / FILE)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file; GroError where that fails."""
+@contextmanager
+def noted(output: Path, main: bool) -> Iterator[Callable[[str], None]]:
+    """Around a run: how it ended goes to its record. It is given the status where no error says otherwise."""
+    found = {"status": "finished"}
+
+    def end(status: str) -> None:
+        found["status"] = status
+
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise GroError.plain(f"cannot write {path}: {error.strerror}") from error
+        yield end
+    except BaseException as error:
+        found = {"status": "failed", "error": str(error)}
+        if isinstance(error, KeyboardInterrupt):
+            found = {"status": "interrupted"}
+        raise
+    finally:
+        if main:
+            with suppress(GroError, OSError):  # the disk may be what failed
+                note(output, **found, ended=_now())
+
+
+def method_texts(method: Method) -> dict[str, str]:
+    """The method as `method.gro`, and what it extends beside it under its own name, where it is looked up first."""
+    texts = {f"{Path(name).stem}.gro": source.text for name, source in method.sources.items() if name != method.path}
+    return texts | {"method.gro": method.text}
+
+
+def command() -> str | None:
+    """What was typed; None where the run was started from Python."""
+    program, *words = sys.argv
+    return shlex.join(["grolang", *words]) if Path(program).name in ("grolang", "__main__.py") else None
+
+
+def fingerprints(method: Method, settings: RunSettings) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every data file; of a name on the hub nothing is known here."""
+    names = [*data_files(method.data, settings), *([settings.eval_data] if settings.eval_data else [])]
+    return {name: _fingerprint(Path(name)) for name in names}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    digest, size = hashlib.sha256(), 0
+    for one in files if path.exists() else []:
+        with one.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+                size += len(part)
+    return {"sha256": digest.hexdigest(), "bytes": size} if path.exists() else {}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -22,7 +22,7 @@ CURVES = ("reward", "rewards/accuracies", "rewards/margins", "loss")
 SHOWN = ("loss", "reward", "rewards/margins", "kl", "entropy", "completions/mean_length", "grad_norm")
 """The figures in words, where a step has them."""
 
-WARNINGS = (
+WARNINGS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("frac_reward_zero_std", lambda value: value == 1, "no group of step {step} has two rewards that differ"),
     ("completions/clipped_ratio", lambda value: value > 0.5, "at step {step} {value:.0%} ran into --max-completion"),
     ("grad_norm", lambda value: value == 0, "the gradient of step {step} is 0: nothing was learned from it"),

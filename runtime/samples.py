@@ -8,7 +8,6 @@ loses at most a minute, of steps that no checkpoint has seen, and a reader never
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from grolang import Batch, Evaluation
-from grolang.language.diagnostics import GroError
 from grolang.runtime.evaluation import Completion
+from grolang.runtime.parquet import COMPLETIONS, FOLDER, first_step, parts, write
 from grolang.runtime.step import Sample
 
-FOLDER, COMPLETIONS = "samples", "evaluations"
 ROWS = 4096  # rows of one file, which are in memory until it is full
 EVERY = 60.0  # seconds between writes where no checkpoint asks for one
 
@@ -126,14 +124,14 @@ class SamplesFile:
         self.folder = output / FOLDER
         self.tables: list[pa.Table] = []
         self.written = time.monotonic()
-        for part in _parts(self.folder):
-            if _first(part) > after:
+        for part in parts(self.folder):
+            if first_step(part) > after:
                 part.unlink()
-        if parts := _parts(self.folder):
-            found = pq.read_table(parts[-1], partitioning=None)
+        if left := parts(self.folder):
+            found = pq.read_table(left[-1], partitioning=None)
             kept = found.filter(pc.less_equal(found["step"], after))
             if len(kept) < len(found):
-                _write(kept, parts[-1])
+                write(kept, left[-1])
 
     def add(self, table: pa.Table) -> None:
         """Keep a step."""
@@ -146,7 +144,7 @@ class SamplesFile:
         if not self.tables:
             return
         found = pa.concat_tables(self.tables)
-        _write(found, self.folder / f"{found['step'][0].as_py():08d}.parquet")
+        write(found, self.folder / f"{found['step'][0].as_py():08d}.parquet")
         self.tables = [] if len(found) >= ROWS else [found]
         self.written = time.monotonic()
 
@@ -156,8 +154,8 @@ class CompletionFiles:
 
     def __init__(self, output: Path, after: int) -> None:
         self.folder = output / COMPLETIONS
-        for part in _parts(self.folder):
-            if _first(part) > after:
+        for part in parts(self.folder):
+            if first_step(part) > after:
                 part.unlink()
 
     def write(self, step: int, completions: Sequence[Completion], decode: Decode) -> None:
@@ -172,46 +170,8 @@ class CompletionFiles:
         }
         for name in completions[0].scores:
             columns[f"score/{name}"] = [float(one.scores[name]) for one in completions]
-        _write(pa.table(columns), self.folder / f"{step:08d}.parquet")
+        write(pa.table(columns), self.folder / f"{step:08d}.parquet")
 
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-
-
-def read_completions(output: Path) -> list[tuple[int, pa.Table]]:
-    """The completions of held-out prompts of each evaluation, with its step."""
-    return [(_first(part), pq.read_table(part, partitioning=None)) for part in _parts(output / COMPLETIONS)]
-
-
-def read_samples(output: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
-    """All samples of a run in the order of the steps; None where none were kept."""
-    parts = _parts(output / FOLDER)
-    if not parts:
-        return None
-    return pa.concat_tables(
-        [pq.read_table(part, columns=columns, partitioning=None) for part in parts], promote_options="default"
-    )
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.parquet"))
-
-
-def _first(part: Path) -> int:
-    return int(part.stem)
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with fresh.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        help = "free space there, or leave the samples out with --keep-samples 0"
-        raise GroError.plain(f"cannot write {path}: {error.strerror}", help=help) from error

@@ -17,6 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.figures import Figures
+from grolang.runtime.record import Record
 from grolang.runtime.settings import RunSettings
 
 PROJECT = "grolang"
@@ -44,7 +45,7 @@ KINDS: dict[str, Kind] = {
             "run_name": os.environ.get("WANDB_PROJECT", PROJECT),
             "name": name,
             "dir": str(output),
-            "id": os.environ.get("WANDB_RUN_ID"),
+            "id": os.environ.get("WANDB_RUN_ID", Record(output).info.get("id")),
             "resume": "allow",
         },
         offline="; WANDB_MODE=offline keeps everything in the run's folder",

@@ -23,6 +23,10 @@ COMMANDS = {
     "diff": "diff:diff",
     "lift": "lift:lift",
     "audit": "audit:audit",
+    "runs": "runs:runs",
+    "compare": "compare:compare",
+    "report": "report:report",
+    "doctor": "doctor:doctor",
     "explain-error": "explain_error:explain_error",
     "version": "version:version",
 }

@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grolang import GroError
-from grolang.runtime import Outcome, samples, start
+from grolang.runtime import Outcome, parquet, start
 from grolang.runtime.evaluation import distinct, expected_best, untouched_generators
 from grolang.runtime.figures import HELD_OUT, Best, best, better, key_metric
 
@@ -64,7 +64,7 @@ def test_it_is_measured_before_on_the_way_and_after(drawn: Path) -> None:
 
 
 def test_every_figure_is_what_its_completions_say(drawn: Path) -> None:
-    for (step, table), line in zip(samples.read_completions(drawn), lines(drawn), strict=True):
+    for (step, table), line in zip(parquet.read_completions(drawn), lines(drawn), strict=True):
         rows = table.to_pylist()
         sampled = [row for row in rows if row["sample"] is not None]
         greedy = [row for row in rows if row["sample"] is None]
@@ -167,7 +167,7 @@ def test_a_resumed_run_has_the_evaluations_of_the_run_that_was_never_stopped(tin
     assert [line["step"] for line in lines(cut)] == [0, 2, 3, 5, 6]
     whole, again = lines(drawn), lines(cut)
     assert (again[0], again[1]) == (whole[0], whole[1])
-    assert [step for step, _ in samples.read_completions(cut)] == [0, 2, 3, 5, 6]
+    assert [step for step, _ in parquet.read_completions(cut)] == [0, 2, 3, 5, 6]
 
 
 def test_it_stops_where_evaluations_bring_no_gain(tiny: str, tmp_path: Path) -> None:

@@ -89,9 +89,10 @@ def test_every_method_runs_and_leaves_a_whole_folder(method: str, tiny: str, tmp
         "demonstrations": set(),
     }[kind]
     assert all(wanted <= line.keys() for line in found)
-    assert {path.name for path in output.iterdir()} - {"evaluations", "tensorboard"} == {
-        "method.gro", "settings.toml", "versions.json", "metrics.jsonl", "samples", "evaluation.json",
-        "evaluations.jsonl", "model", "checkpoints",
+    at_times = {"evaluations", "tensorboard"} | {f"{name}.gro" for name in built_in()}  # what it extends
+    assert {path.name for path in output.iterdir()} - at_times == {
+        "method.gro", "run.json", "settings.toml", "versions.json", "metrics.jsonl", "samples", "evaluation.json",
+        "evaluations.jsonl", "model", "checkpoints", "report.html",
     }  # fmt: skip
     assert "safetensors" in " ".join(path.name for path in (output / "model").iterdir())
     assert AutoTokenizer.from_pretrained(output / "model").eos_token == "|end|"

@@ -15,7 +15,7 @@ from conftest import rows_of
 from rich.console import Console
 
 from grolang import GroError
-from grolang.runtime import samples, start
+from grolang.runtime import parquet, samples, start
 
 
 def run(tiny: str, output: Path, method: str, kind: str, **flags: Any) -> Path:
@@ -38,7 +38,7 @@ def drawn(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(drawn: Path) -> list[dict[str, Any]]:
-    found = samples.read_samples(drawn)
+    found = parquet.read_samples(drawn)
     assert found is not None
     return found.to_pylist()
 
@@ -79,17 +79,17 @@ def test_a_resumed_run_keeps_the_samples_of_the_run_that_was_never_stopped(tiny:
     run(tiny, cut, "grpo", "prompts", save_every=2, **flags)
     shutil.rmtree(cut / "checkpoints/step-00000004")  # as if it had been killed before that was saved
     start({"output": str(cut), "resume": True}, None, Console(file=io.StringIO()))
-    found, whole = samples.read_samples(cut), samples.read_samples(drawn)
+    found, whole = parquet.read_samples(cut), parquet.read_samples(drawn)
     assert found is not None and found.equals(whole)
 
 
 def test_pairs_keep_their_labels(tiny: str, tmp_path: Path) -> None:
     run(tiny, tmp_path / "out", "dpo", "preference", steps=3, keep_samples=2)
-    found = samples.read_samples(tmp_path / "out", ["step", "label", "logp_ref", "reward"])
+    found = parquet.read_samples(tmp_path / "out", ["step", "label", "logp_ref", "reward"])
     assert found is not None and found["step"].to_pylist() == [1] * 8 + [3] * 8
     assert found["label"].to_pylist() == [1.0, -1.0] * 8 and found["logp_ref"].null_count == 0
     run(tiny, tmp_path / "none", "dpo", "preference", steps=1, keep_samples=0)
-    assert samples.read_samples(tmp_path / "none") is None
+    assert parquet.read_samples(tmp_path / "none") is None
 
 
 def test_files_grow_to_their_size_and_a_later_one_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_files_grow_to_their_size_and_a_later_one_begins(tmp_path: Path, monkeyp
         "00000001.parquet", "00000004.parquet", "00000007.parquet",
     ]  # fmt: skip
     samples.SamplesFile(tmp_path, 5)
-    found = samples.read_samples(tmp_path)
+    found = parquet.read_samples(tmp_path)
     assert found is not None and found["step"].to_pylist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
@@ -122,13 +122,13 @@ def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path, monkeypatc
     file.add(samples.pa.table({"step": [2], "x": [1.0]}))
     with pytest.raises(GroError, match="No space left on device"):
         file.flush()
-    found = samples.read_samples(tmp_path)
+    found = parquet.read_samples(tmp_path)
     assert found is not None and found["step"].to_pylist() == [1]
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000001.parquet"]
 
 
 def test_parts_that_would_need_another_model_are_null(tiny: str, tmp_path: Path) -> None:
     run(tiny, tmp_path / "out", "sft", "demonstrations", steps=1)
-    found = samples.read_samples(tmp_path / "out")
+    found = parquet.read_samples(tmp_path / "out")
     assert found is not None and found["logp_ref"].null_count == len(found) == 4
     assert torch.tensor(found["logp"].to_pylist()).lt(0).all() and all(found["demonstration"].to_pylist())
