@@ -15,6 +15,8 @@ COMMANDS = {
     "check": "check:check",
     "fmt": "fmt:fmt",
     "show": "show:show",
+    "explain": "explain:explain",
+    "table": "table:table",
     "emit": "emit:emit",
     "new": "new:new",
     "list": "list_methods:list_methods",

@@ -97,20 +97,13 @@ def _bodies(method: MethodIR) -> list[tuple[str, Expr]]:
 
 def _needs(source: Source) -> str:
     from grolang.compiler.lowering import lower
-    from grolang.compiler.needs import needs, vanishing
+    from grolang.compiler.needs import KNOWN, needs, vanishing
     from grolang.compiler.on_policy import on_policy
     from grolang.compiler.schedule import schedule
 
     method = check(source).unwrap()
     program = lower(method)
     found = needs(program, tuple(method.scores))
-    known = {
-        "none": "before the policy runs",
-        "token": "from the token's own log-prob",
-        "sequence": "from its sequence",
-        "group": "from its group",
-        "batch": "from the whole batch",
-    }
     rows = [
         ("data", " + ".join(method.data)),
         ("scores", ", ".join(found.scores) or "none"),
@@ -120,8 +113,8 @@ def _needs(source: Source) -> str:
         ("old log-probs", _said(found.old)),
         ("sampler log-probs", _said(found.sampler)),
         ("entropy", _said(found.entropy)),
-        ("coefficient known", f"{known[found.scope]} ({found.scope})"),
-        ("in the first update", f"{known[found.old_scope]} ({found.old_scope})"),
+        ("coefficient known", f"{KNOWN[found.scope]} ({found.scope})"),
+        ("in the first update", f"{KNOWN[found.old_scope]} ({found.old_scope})"),
         ("mismatched scope", found.mismatched_scope),
         ("schedule", schedule(program).phrase),
         ("first schedule", schedule(on_policy(program)).phrase),

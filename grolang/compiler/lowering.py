@@ -21,7 +21,7 @@ from grolang.language.ir import (
     Reduce,
     Step,
 )
-from grolang.language.scopes import REDUCED, Scope
+from grolang.language.scopes import AGGREGATED, REDUCED, Scope
 
 
 class Lowering:
@@ -206,13 +206,7 @@ class Lowering:
         build, left, weight = self.builder, scope, self.builder.number(1)
         for step in steps:
             build.span = step.span
-            after = {
-                "tokens": Scope.SEQUENCE,
-                "group": Scope.GROUP,
-                "sequences": Scope.BATCH,
-                "groups": Scope.BATCH,
-                "batch": Scope.BATCH,
-            }[step.axis]
+            after = AGGREGATED[step.axis]
             if left <= after:
                 continue
             if step.axis == "sequences" and left is Scope.GROUP:

@@ -11,6 +11,15 @@ from grolang.language.ir import MethodIR
 from grolang.language.parameters import bound
 from grolang.language.scopes import Scope
 
+#: when a coefficient is known, by the scope that it waits for
+KNOWN = {
+    "none": "before the policy runs",
+    "token": "from the token's own log-prob",
+    "sequence": "from its sequence",
+    "group": "from its group",
+    "batch": "from the whole batch",
+}
+
 
 @dataclass(frozen=True)
 class Needs:

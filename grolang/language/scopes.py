@@ -38,8 +38,15 @@ REDUCED: dict[str, Scope] = {
     "batch": Scope.BATCH,
 }
 
-#: axes of aggregation steps (LANGUAGE.md, 6)
-AGGREGATION_AXES = ("tokens", "sequences", "group", "groups", "batch")
+#: axis of an aggregation step -> the scope that it leaves (LANGUAGE.md, 6)
+AGGREGATED: dict[str, Scope] = {
+    "tokens": Scope.SEQUENCE,
+    "sequences": Scope.BATCH,
+    "group": Scope.GROUP,
+    "groups": Scope.BATCH,
+    "batch": Scope.BATCH,
+}
+AGGREGATION_AXES = tuple(AGGREGATED)
 
 
 def has_axis(scope: Scope, axis: str) -> bool:

@@ -28,7 +28,22 @@ from . import tables
 
 ROOT = tables.DOCS.parent
 PAGES = [*sorted(tables.DOCS.glob("*.md")), ROOT / "README.md"]
-RUNS = ("check", "fmt", "show", "list", "test", "equiv", "diff", "lift", "new", "version", "explain-error", "emit")
+RUNS = (
+    "check",
+    "fmt",
+    "show",
+    "list",
+    "test",
+    "equiv",
+    "diff",
+    "lift",
+    "new",
+    "version",
+    "explain-error",
+    "emit",
+    "explain",
+    "table",
+)
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {
     "language": ("compiler", "laws", "explain", "integrations", "cli", "runtime"),
     "compiler": ("runtime", "laws", "explain", "integrations", "cli"),
-    "laws": ("runtime", "cli", "integrations"),
+    "laws": ("runtime", "explain", "cli", "integrations"),
+    "explain": ("runtime", "cli", "integrations"),
     "runtime": ("cli", "integrations"),
     "integrations": ("runtime", "cli"),
 }

@@ -362,3 +362,56 @@ def test_emit_replaces_a_file_only_when_told(capsys: pytest.CaptureFixture[str])
 def test_emit_imports_no_torch() -> None:
     code = "import sys; from grolang.cli import main; main(['emit', 'dpo']); print('torch' in sys.modules)"
     assert process("-c", code).stdout.endswith("False\n")
+
+
+# --- explain and table --------------------------------------------------------------------------------------------
+
+
+def test_explain_prints_text_and_takes_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "explain", "dpo", "--no-plots", "--set", "beta=0.25")
+    assert code == 0 and "ĝ = 1/G Σ_g" in out and "β = 0.25" in out and "The file" not in out
+    assert "█" in run(capsys, "explain", "dpo")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.html", "<!doctype html>"), ("a.tex", "\\documentclass"), ("a.md", "# ")]
+)
+def test_the_suffix_of_a_file_decides_the_form(name: str, start: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "explain", "rloo", "--no-plots", "-o", name) == (0, f"wrote {name}\n", "")
+    assert Path(name).read_text().startswith(start)
+    assert run(capsys, "explain", "rloo", "--no-plots", "-o", name)[0] == 2
+    assert run(capsys, "explain", "rloo", "--no-plots", "-o", name, "--force")[0] == 0
+
+
+def test_markdown_has_its_curves_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert run(capsys, "explain", "slic", "-o", "slic.md")[0] == 0
+    assert {path.name for path in Path().iterdir()} == {"slic.md", "slic-omega.svg", "slic-coefficient.svg"}
+    text = Path("slic.md").read_text()
+    assert "](slic-omega.svg)" in text and "](slic-coefficient.svg)" in text
+    assert "](" not in run(capsys, "explain", "slic", "--markdown")[1]
+
+
+def test_one_form_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "explain", "dpo", "--html", "--latex")
+    assert code == 2 and "one form at a time, not --html and --latex" in err
+
+
+def test_explain_of_a_broken_file_shows_its_findings(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.gro").write_text(BAD)
+    code, out, err = run(capsys, "explain", "mine.gro")
+    assert (code, out) == (1, "") and "error[E201]" in err
+
+
+def test_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.gro").write_text(GOOD)
+    code, out, _ = run(capsys, "table", "mine.gro", "dpo", "--markdown")
+    rows = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| `")]
+    assert code == 0 and rows == ["| `mine`", "| `dpo`"]
+    assert run(capsys, "table", "mine.gro", "-o", "t.html") == (0, "wrote t.html\n", "")
+    assert run(capsys, "table", "nothing")[0] == 2
+
+
+def test_formulas_and_the_table_import_no_torch() -> None:
+    code = "import sys; from grolang.cli import main; main(['explain', 'dpo', '--no-plots']); main(['table', 'dpo']); "
+    assert process("-c", code + "print('torch' in sys.modules)").stdout.endswith("False\n")

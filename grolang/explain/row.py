@@ -1,0 +1,112 @@
+"""A method as a row of Table 1 of arXiv:2503.19523: ω, ε*, B and A, with z, what it needs, bias and aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from grolang.explain.document import Document, Link, Paragraph, Section, Table, Words
+from grolang.explain.estimator import argues, components, plain_body
+from grolang.explain.facts import aggregation, bias, requirements
+from grolang.explain.formula import Formula, Printer
+from grolang.explain.notation import ATOM, OPEN, PRODUCT, SUM
+from grolang.language import library
+from grolang.language.checker import check
+from grolang.language.diagnostics import Diagnostic
+from grolang.language.expressions import constant
+from grolang.language.ir import Argument, MethodIR
+
+#: definitions that a row writes out; what else an author has named stays a name
+_EXPANDED = ("measure", "alpha")
+
+HEAD = ("method", "ω(z)", "z", "ε*", "B", "A", "needs", "bias", "aggregation")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. A cell is None where the estimator does not use that part: ω = 1 compares nothing."""
+
+    name: str
+    omega: Formula
+    z: Formula | None
+    anchor: Formula | None
+    baseline: Formula
+    advantage: Formula
+    needs: str
+    bias: str
+    aggregation: str
+
+    @property
+    def cells(self) -> tuple[Words, ...]:
+        """In the order of HEAD."""
+        formulas = (self.omega, self.z, self.anchor, self.baseline, self.advantage)
+        shown: list[Words] = [(formula,) if formula is not None else ("–",) for formula in formulas]
+        return ((Link(self.name),), *shown, (self.needs,), (self.bias,), (self.aggregation,))
+
+
+def row(method: MethodIR, findings: Sequence[Diagnostic]) -> Row:
+    """The row of a checked method."""
+    compares = argues(components(method).omega)
+    return Row(
+        name=method.name,
+        omega=_both(method, _omega),
+        z=_both(method, _z) if compares else None,
+        anchor=_both(method, lambda printer: printer.of(plain_body("anchor", method))) if compares else None,
+        baseline=_both(method, lambda printer: printer.of(plain_body("baseline", method))),
+        advantage=_both(method, _advantage),
+        needs=", ".join(requirements(method).words) or "–",
+        bias=bias(method, findings).word,
+        aggregation=aggregation(method.aggregate),
+    )
+
+
+def _both(method: MethodIR, write: Callable[[Printer], str]) -> Formula:
+    latex, text = (Printer(method, spelled, expanded=_EXPANDED) for spelled in (True, False))
+    return Formula.of(write(latex), write(text))
+
+
+def _omega(printer: Printer) -> str:
+    printer.arguments = {"omega": "z"}
+    return printer.of(printer.method.functions["omega"].body)
+
+
+def _z(printer: Printer) -> str:
+    """α (m − ε*), without what is 1 or 0."""
+    method = printer.method
+    alpha, measure = plain_body("alpha", method), plain_body("measure", method)
+    anchor = method.definitions["anchor"].body
+    minus = " - " if printer.latex else " − "
+    if constant(anchor) == 0:
+        distance, level = printer.of(measure, PRODUCT if constant(alpha) != 1 else OPEN), ATOM
+    else:
+        distance, level = f"{printer.of(measure, SUM)}{minus}{printer.symbol('anchor', anchor.scope)}", SUM
+    if constant(alpha) == 1:
+        return distance
+    held = printer.held((distance, level), PRODUCT)
+    return f"{printer.of(alpha, PRODUCT)}{'' if printer.latex else '·'}{held}"
+
+
+def _advantage(printer: Printer) -> str:
+    """A, or υ of it where υ is the author's."""
+    method, upsilon = printer.method, printer.method.functions["upsilon"]
+    body = printer.of(plain_body("advantage", method))
+    if isinstance(upsilon.body, Argument):
+        return body
+    sign = printer.symbol("advantage", method.definitions["advantage"].body.scope)
+    printer.arguments = {"upsilon": sign}
+    comma = r",\ " if printer.latex else ", "
+    return f"{printer.of(upsilon.body)}{comma}{sign} = {body}"
+
+
+def table_of(names: Iterable[str] | None = None) -> Document:
+    """Table 1 of these files or built-in methods, of all built-in ones where none is named."""
+    checked = [check(library.find(name)) for name in (library.built_in() if names is None else names)]
+    rows = tuple(row(found.unwrap(), found.findings).cells for found in checked)
+    block = Table(tuple((word,) for word in HEAD), rows)
+    return Document("Table 1 of arXiv:2503.19523, from the files", (Section("", (Paragraph(_ABOUT), block)),))
+
+
+_ABOUT: Words = (
+    "The gradient sums ω(z) υ(A) ∇ log π over tokens; where ω depends on no z, nothing is compared. A sequence has the "
+    "index i, its token t, its group g; R is the reward, A its advantage over the baseline B.",
+)
