@@ -59,7 +59,7 @@ def _settings(runs: Sequence[Record]) -> tuple[Row, ...]:
 
 def _said(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
 
 

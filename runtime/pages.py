@@ -35,7 +35,8 @@ svg text.title { font-size: 12.5px; font-weight: 600; fill: var(--ink); } svg .g
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 .9em; }
 .tokens { font: 13px/2 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   background: var(--shade); border-radius: 6px; padding: .5rem .9rem; margin: .3rem 0 1rem; }
-.tokens i { font-style: normal; color: var(--soft); } .tokens span { border-radius: 3px; padding: .12em 0; }
+.tokens i { font-style: normal; color: var(--soft); display: block; }
+.tokens span { border-radius: 3px; padding: .12em 0; }
 figure { margin: 0; } details summary { cursor: pointer; color: var(--soft); }
 """
 
