@@ -169,6 +169,7 @@ def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
         ("prompts", "sum(r * r over group)", "sum(r over group) * r"),
         ("prompts", "clip(r, 0, 1)", "min(r, 1)"),
         ("prompts", "min(r, 1)", "max(r, 1)"),
+        ("prompts", "max(r + group_size over group)", "max(r over group)"),
         ("prompts", "mean(own(r) > r over others)", "mean(own(r) < r over others)"),
         ("prompts", "mean(own(r) * r over others)", "mean(r * r over others)"),
         ("prompts", "sum(logp over tokens)", "length * logp"),
