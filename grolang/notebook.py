@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 
@@ -12,8 +13,6 @@ def load_ipython_extension(shell: Any) -> None:
 
 def gro(shell: Any, line: str, cell: str) -> None:
     """Check the cell; show its findings, or its page; put the method under the name on the line, else its own."""
-    from IPython.display import HTML, display
-
     from grolang import explain
     from grolang.compiler.method import from_source
     from grolang.language.checker import check
@@ -29,4 +28,5 @@ def gro(shell: Any, line: str, cell: str) -> None:
     method = from_source(source)
     shell.user_ns[line.strip() or method.name] = method
     page = explain.html.rendered(explain.page(method).document(plots=False))
-    display(HTML(page))
+    screen: Any = import_module("IPython.display")
+    screen.display(screen.HTML(page))
