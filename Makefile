@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test lint slow mutants bench clean
+.PHONY: run test lint slow mutants site clean
 
 run: $(READY)
 	$(BIN)/grolang run methods/kto.gro
@@ -27,6 +27,10 @@ lint: $(READY)
 	@ln -s $(CURDIR)/grolang/* build/types/grolang/
 	@ln -s $(CURDIR)/runtime $(CURDIR)/methods $(CURDIR)/grammar build/types/grolang/
 	cd build/types && $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file $(CURDIR)/pyproject.toml -p grolang
+
+site: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
