@@ -16,9 +16,9 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Example, Examples, Ids, key
 from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import completion_figures, kl, preference_figures
-from grolang.runtime.rollout import Sampler, offline_samples
+from grolang.runtime.rollout import Sampler, offline_draw
 from grolang.runtime.sampling import end_ids
-from grolang.runtime.scores import Scorer
+from grolang.runtime.scoring import Scoring
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.step import Engine
 
@@ -49,7 +49,7 @@ class HeldOut:
     prompts: Examples | None = None
     sampler: Sampler | None = None
     rows: Examples | None = None
-    scorers: tuple[Scorer, ...] = ()
+    scoring: Scoring | None = None
     batch: int = 32
     samples: int = 1
 
@@ -62,8 +62,8 @@ class HeldOut:
         with untouched_generators():
             found: Figures = {}
             completions: tuple[Completion, ...] = ()
-            if self.rows is not None:
-                found = _of_rows(engine, self.rows, self.scorers, self.batch)
+            if self.rows is not None and self.scoring is not None:
+                found = _of_rows(engine, self.rows, self.scoring, self.batch)
             if self.prompts is not None and self.sampler is not None:
                 completions = _completed(self.prompts, self.sampler, self.samples)
                 found = _of_completions(engine, completions) | found | _entropies(engine, completions)
@@ -152,7 +152,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _of_rows(engine: Engine, rows: Examples, scorers: Sequence[Scorer], size: int) -> Figures:
+def _of_rows(engine: Engine, rows: Examples, scoring: Scoring, size: int) -> Figures:
     """Means over held-out rows, batch by batch. The method's own loss is not among them.
 
     Its value is that of a surrogate, −Σ c·logp, whose gradient means something and whose height does not.
@@ -161,7 +161,7 @@ def _of_rows(engine: Engine, rows: Examples, scorers: Sequence[Scorer], size: in
     parts = math.ceil(len(rows) / max(2, size))  # of one size: none is a single row, which has no other to compare with
     for part in range(parts):
         some = rows.take(range(part * len(rows) // parts, (part + 1) * len(rows) // parts))
-        for name, (value, weight) in _batch_sums(engine, some, rows.kind, scorers).items():
+        for name, (value, weight) in _batch_sums(engine, some, rows.kind, scoring).items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = before[0] + value, before[1] + weight
     found = {name: value / weight for name, (value, weight) in totals.items()}
@@ -172,10 +172,10 @@ def _of_rows(engine: Engine, rows: Examples, scorers: Sequence[Scorer], size: in
 
 @torch.no_grad()
 def _batch_sums(
-    engine: Engine, examples: Sequence[Example], kind: str, scorers: Sequence[Scorer]
+    engine: Engine, examples: Sequence[Example], kind: str, scoring: Scoring
 ) -> dict[str, tuple[float, float]]:
     """Sums and counts: of nats and entropies over tokens, of implicit rewards and of won pairs over rows."""
-    step = engine.prepare(offline_samples(examples, kind, scorers))
+    step = engine.prepare(offline_draw(examples, kind, scoring, whole=True).samples)
     batch = engine.current(step, entropy=True)
     reward = engine.method.evaluate(batch).implicit_reward
     label, entropy = batch.label, batch.entropy

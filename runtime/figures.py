@@ -28,9 +28,7 @@ METRICS = (
     Figure(("grad_norm",), "", "always", "before clipping"),
     Figure(("learning_rate",), "", "always", "of this step"),
     Figure(("epoch",), "", "always", "rows drawn / rows"),
-    Figure(
-        ("skipped",), "steps", "`--on-nonfinite skip`, or an fp16 overflow", "left out so far; such a line ends here"
-    ),
+    Figure(("skipped",), "steps", "a step can be left out", "left out so far; such a line ends here"),
     Figure(("loss_scale",), "", "`--precision fp16`", "the factor that the gradient carried"),
     Figure(("seconds",), "s", "always", "this step took, drawing and scoring included"),
     Figure(("num_tokens",), "tokens", "always", "of prompts and completions, so far"),
@@ -42,6 +40,8 @@ METRICS = (
     Figure(("kl",), "nats", "drawn, with a reference", "mean over tokens of exp(d) − d − 1, d = logp_ref − logp"),
     Figure(("entropy",), "nats", "drawn, or the method uses it", "mean over tokens"),
     Figure(("rewards/SCORE/mean", "rewards/SCORE/std"), "", "the method has scores", "over completions"),
+    Figure(("rewards/SCORE/failed",), "", "`--on-score-error` zero or skip", "completions on which it failed, if any"),
+    Figure(("rewards/SCORE/none",), "", "the function gives None", "completions to which it does not apply, if any"),
     Figure(
         ("rewards/chosen", "rewards/rejected", "rewards/margins"),
         "",

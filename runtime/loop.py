@@ -32,7 +32,7 @@ from grolang.runtime.progress import comparison, say
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
-from grolang.runtime.rollout import offline_samples
+from grolang.runtime.rollout import offline_draw
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
 from grolang.runtime.sharding import gathered
@@ -62,7 +62,7 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
         console = Console(quiet=not accelerator.is_main_process, stderr=True)
     set_seed(settings.seed)
     chosen(settings.track)
-    run = prepare(method, settings, accelerator)
+    run = prepare(method, settings, accelerator, partial(say, console))
     run.engine.say = partial(say, console)
     output = open_output(method, settings, accelerator)
     descent = Descent.of(run.model, settings)
@@ -200,7 +200,7 @@ class _Loop:
             text |= {} if found is None else {"best": {"step": found.step, found.name: found.value}}
             write_text(self.output / "evaluation.json", as_json(text))
         if self.skipped:
-            say(self.console, f"{self.skipped} of {self.step} steps were left out: a number was not finite")
+            say(self.console, f"{self.skipped} of {self.step} steps were left out")
         if self.step < self.run.settings.steps and found:
             say(self.console, f"stopped early: {found.since} evaluations without gain in {found.name}")
         if (self.output / "best").is_dir() and found:
@@ -215,17 +215,27 @@ class _Loop:
         places = positions(settings.seed, len(run.examples), number * settings.batch, settings.batch)
         examples = run.examples.take(places)
         if run.sampler is not None:
-            samples = run.sampler.group_samples(examples, number)
+            draw = run.sampler.draw(examples, number)
         else:
-            samples = offline_samples(examples, run.examples.kind, run.scorers)
-        step = run.engine.prepare(samples)
+            draw = offline_draw(examples, run.examples.kind, run.scoring)
+        step = run.engine.prepare(draw.samples) if draw.samples else None
         for update in range(settings.updates):
             taken = number * settings.updates + update
-            step, figures = self._update(step, samples, taken)
+            if step is None:
+                figures = self._left_out(taken)
+            else:
+                step, figures = self._update(step, draw.samples, taken)
+            figures |= draw.figures
             figures["epoch"] = (number + 1) * settings.batch / len(run.examples)
             figures["seconds"] = time.perf_counter() - began
             began = time.perf_counter()
             yield figures
+
+    def _left_out(self, taken: int) -> Figures:
+        """A step of which no row could be scored, with `--on-score-error skip`."""
+        self.seen, self.skipped = None, self.skipped + 1
+        rate = learning_rate(self.run.settings, taken)
+        return {"step": taken + 1, "learning_rate": rate, "skipped": self.skipped, "num_tokens": self.tokens}
 
     def _update(self, step: Step, samples: list[Sample], taken: int) -> tuple[Step, Figures]:
         """One optimizer step on these sequences. Nothing that is not finite reaches the optimizer."""

@@ -1,76 +1,48 @@
-"""Numbers per completion from outside the method: built-in verifiers, columns and the user's own functions."""
+"""Numbers per completion from outside the method: how a score function is called, and what is said when it fails."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 from grolang.language.diagnostics import GroError
+from grolang.runtime.calls import Caller
 from grolang.runtime.data import Record, text_of
+from grolang.runtime.verifiers import ScoreFunction
 
-ScoreFunction = Callable[..., Sequence[float]]
-"""TRL's reward function: `function(prompts=…, completions=…, completion_ids=…, **columns)` gives one number each."""
+RESERVED = ("prompt", "prompts", "completion", "completions", "completion_ids", "chosen", "rejected")
+"""Columns that a score function does not get by name: they come as prompts and completions, as TRL gives them."""
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+LEAST = 0.125  # of the time limit, for however few completions when the failing one is searched
+SEARCH = 4.0  # time limits that such a search may take
 
 
-def final_answer(text: str) -> str:
-    """What a solution ends in: the text after its last `####`, else its last number, else the text itself.
+@dataclass(frozen=True)
+class Patience:
+    """How long a call may take, in seconds (0: for ever), how often a call that fails is made again, and what then.
 
-    Numbers are written one way: without thousands commas, units, trailing zeros or a sign of zero.
+    `stop` raises; with `zero` a completion without a score counts as 0; with `skip` its row is left out of the step.
     """
-    after = text.rsplit("####", 1)
-    found = NUMBER.findall(after[-1])
-    if not found:
-        return " ".join(after[-1].lower().split())
-    try:
-        number = Decimal(found[0 if len(after) > 1 else -1].replace(",", ""))
-    except InvalidOperation:
-        return " ".join(after[-1].lower().split())
-    return str(number.normalize() + 0)
+
+    seconds: float = 600.0
+    retries: int = 0
+    on_error: Literal["stop", "zero", "skip"] = "stop"
 
 
-def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the completion's final answer is the row's `answer`, else 0."""
-    return [
-        float(final_answer(text_of(completion)) == final_answer(str(right)))
-        for completion, right in zip(completions, answer, strict=True)
-    ]
+PATIENT = Patience()
 
 
-def length(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-    """Tokens of the completion, the end token included."""
-    return [float(len(ids)) for ids in completion_ids]
+@dataclass(frozen=True)
+class Marks:
+    """What a score gave: a number for each completion, None where it says that it does not apply, and what failed."""
 
-
-def regex(pattern: str) -> ScoreFunction:
-    """1 where the pattern is found in the completion, else 0; `.` matches line ends."""
-    try:
-        compiled = re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise GroError.plain(f"the pattern of the score is no regular expression: {error}: {pattern}") from None
-
-    def found(completions: Sequence[Any], **_: Any) -> list[float]:
-        return [float(compiled.search(text_of(completion)) is not None) for completion in completions]
-
-    return found
-
-
-BUILTINS: dict[str, tuple[ScoreFunction, tuple[str, ...]]] = {
-    "exact_match": (exact_match, ("answer",)),
-    "length": (length, ()),
-}
-"""Scores that need no option: the function, and the columns that it reads."""
-
-WITH_OPTION: dict[str, Callable[[str], ScoreFunction]] = {"regex": regex}
-"""Scores that are made from the text after the colon: `--score fmt=regex:PATTERN`."""
+    values: tuple[float | None, ...]
+    faults: Mapping[int, str] = field(default_factory=dict)  # by the completion's place; its value is None
 
 
 @dataclass(frozen=True)
@@ -81,43 +53,173 @@ class Scorer:
     source: str
     function: ScoreFunction
     reads: tuple[str, ...] = ()  # columns that must have a value in every row
+    patience: Patience = PATIENT
 
-    def __call__(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[float]:
-        """The score of every completion; an error names the function and the row where it fails to give one."""
+    @cached_property
+    def caller(self) -> Caller:
+        return Caller(self.function)
+
+    def __str__(self) -> str:
+        return f"the score `{self.name}` ({self.source})"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one completion, those that failed and those that do not apply among them as 0."""
+
+    scores: dict[str, float]
+    failed: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Completions that want a score."""
+
+    records: Sequence[Record]
+    texts: Sequence[Any]
+    ids: Sequence[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def words(self, rows: slice = slice(None)) -> dict[str, Any]:
+        """The arguments of a score function, TRL's."""
+        records = self.records[rows]
         columns = {name: [record[name] for record in records] for name in records[0] if name not in RESERVED}
-        prompts = [record["prompt"] for record in records]
+        own = {"completions": list(self.texts[rows]), "completion_ids": list(self.ids[rows])}
+        return columns | own | {"prompts": [record["prompt"] for record in records]}
+
+    def shown(self, row: int) -> str:
+        return f"completion {row}: {_short(self.records[row]['prompt'])} → {_short(self.texts[row])}"
+
+
+class Failure(Exception):
+    """A call that gave no numbers."""
+
+
+class Miscounted(Failure):
+    """A call that gave another number of values, so that nobody knows whose each is."""
+
+
+def score(
+    scorers: Sequence[Scorer], records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Sequence[int]]
+) -> tuple[list[Scored], list[str]]:
+    """Every score of every completion, and what went wrong.
+
+    Async functions wait for the world together, the others run in turn. A score that is None does not apply to the
+    completion and counts as 0, as TRL's sum of rewards has it; one of them must apply. Raises GroError where one fails
+    that has the patience to `stop`: it names the function and the completion.
+    """
+    asked = Asked(records, texts, ids)
+    if not len(asked):
+        return [], []
+    begun = {scorer.name: scorer.caller.start(**asked.words()) for scorer in scorers if scorer.caller.waits}
+    marks = {scorer.name: _marks(scorer, asked, begun.get(scorer.name)) for scorer in scorers}
+    found, faults = [], [fault for one in marks.values() for fault in one.faults.values()]
+    for row in range(len(asked)):
+        values = {name: one.values[row] for name, one in marks.items()}
+        failed = tuple(name for name, one in marks.items() if row in one.faults)
+        absent = tuple(name for name, value in values.items() if value is None and name not in failed)
+        if absent and len(absent) == len(scorers):
+            fault = f"no score applies to {asked.shown(row)}: {' and '.join(map(str, scorers))} gave None"
+            if scorers[0].patience.on_error == "stop":
+                raise GroError.plain(fault, help="one of them must give a number")
+            failed, absent, faults = absent, (), [*faults, fault]
+        found.append(Scored({name: value or 0.0 for name, value in values.items()}, failed, absent))
+    return found, faults
+
+
+def _marks(scorer: Scorer, asked: Asked, begun: Future[Any] | None) -> Marks:
+    stop = scorer.patience.on_error == "stop"
+    found: dict[int, Any] = {}
+    try:
+        found = dict(enumerate(_patiently(scorer, asked, begun)))
+    except Failure as failure:
+        until = time.monotonic() + SEARCH * (scorer.patience.seconds or math.inf)
+        for row, value in _halves(scorer, asked, range(len(asked)), until):
+            found[row] = value
+            if stop and isinstance(value, Failure):
+                break
+        nowhere = not any(isinstance(value, Failure) for value in found.values())
+        if nowhere and (stop or isinstance(failure, Miscounted)):
+            said = f"{scorer} {failure}, though not when it gets fewer completions at once"
+            if stop:
+                raise GroError.plain(said, help=HELP) from failure.__cause__
+            return Marks((None,) * len(asked), dict.fromkeys(range(len(asked)), said))
+    values: list[float | None] = [None] * len(asked)
+    faults: dict[int, str] = {}
+    for row, value in sorted(found.items()):
         try:
-            found = self.function(prompts=prompts, completions=list(texts), completion_ids=list(ids), **columns)
-            values = list(found)
-        except GroError:
-            raise
-        except Exception as error:
-            raise GroError.plain(
-                f"the score `{self.name}` ({self.source}) failed: {type(error).__name__}: {error}{_raised_at(error)}",
-                help="it gets prompts, completions, completion_ids and the columns of the data, and gives a list",
-            ) from error
-        if len(values) != len(texts):
-            raise GroError.plain(
-                f"the score `{self.name}` ({self.source}) gave {len(values)} values for {len(texts)} completions"
-            )
-        return [self._checked(value, prompts[row], texts[row], row) for row, value in enumerate(values)]
+            values[row] = None if value is None else _number(value)
+        except Failure as failure:
+            faults[row] = f"{scorer} {failure} for {asked.shown(row)}"
+            if stop:
+                raise GroError.plain(faults[row], help=HELP) from failure.__cause__
+    return Marks(tuple(values), faults)
 
-    def _checked(self, value: object, prompt: object, text: object, row: int) -> float:
+
+HELP = (
+    "it gets prompts, completions, completion_ids and the columns of the data, and gives a list of finite numbers; "
+    "--on-score-error zero or skip goes on without this one"
+)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Failure):
+        raise value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Failure(f"gave {value!r} instead of a finite number")
+    return number
+
+
+def _patiently(scorer: Scorer, asked: Asked, begun: Future[Any] | None) -> list[Any]:
+    """The values of all completions, from a call that is made again where it fails."""
+    for turn in range(scorer.patience.retries):
         try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-        raise GroError.plain(
-            f"the score `{self.name}` ({self.source}) gave {value!r} for completion {row}: "
-            f"{_short(prompt)} → {_short(text)}",
-            help="give a finite number for every completion",
-        )
+            return _call(scorer, asked, slice(None), 1.0, begun)
+        except Failure:
+            begun = None
+            time.sleep(min(0.1 * 4**turn, 30.0))
+    return _call(scorer, asked, slice(None), 1.0, begun)
 
 
-RESERVED = ("prompt", "prompts", "completion", "completions", "completion_ids", "chosen", "rejected")
-"""Columns that a score function does not get by name: they come as prompts and completions, as TRL gives them."""
+def _halves(scorer: Scorer, asked: Asked, rows: range, until: float) -> Iterator[tuple[int, Any]]:
+    """The value or Failure of each of these completions, on all of which together a call has failed."""
+    middle = (len(rows) + 1) // 2
+    for part in (rows[:middle], rows[middle:]):
+        if not part:
+            continue
+        try:
+            share = max(len(part) / len(asked), LEAST)
+            yield from zip(part, _call(scorer, asked, slice(part.start, part.stop), share))
+        except Failure as failure:
+            if len(part) > 1 and time.monotonic() < until:
+                yield from _halves(scorer, asked, part, until)
+            else:
+                yield from ((row, failure) for row in part)
+
+
+def _call(scorer: Scorer, asked: Asked, rows: slice, share: float, begun: Future[Any] | None = None) -> list[Any]:
+    """One call, which may take this share of the time limit. Raises Failure where it gives no list of values."""
+    words = asked.words(rows)
+    try:
+        found = scorer.caller.result(begun or scorer.caller.start(**words), scorer.patience.seconds * share)
+    except GroError:
+        raise
+    except Exception as error:
+        raise Failure(f"failed: {type(error).__name__}: {error}{_raised_at(error)}") from error
+    try:
+        values = list(found)
+    except TypeError:
+        raise Failure(f"gave {found!r} instead of a list") from None
+    if len(values) != len(words["prompts"]):
+        raise Miscounted(f"gave {len(values)} values for {len(words['prompts'])} completions")
+    return values
 
 
 def _short(value: object) -> str:
@@ -131,83 +233,3 @@ def _raised_at(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
-
-
-def column(name: str) -> ScoreFunction:
-    """The data's own column of that name."""
-
-    def values(**columns: Any) -> Sequence[float]:
-        found: Sequence[float] = columns[name]
-        return found
-
-    return values
-
-
-def find_scorers(
-    wanted: Mapping[str, str | None], given: Mapping[str, str], columns: Sequence[str], *, drawn: bool
-) -> list[Scorer]:
-    """The function behind each score of a method.
-
-    `wanted` names the scores and their built-in defaults, `given` is what `--score` says, `columns` are the
-    data's. A column of the score's name counts for completions of the data, not for `drawn` ones.
-    """
-    for name in given:
-        if name not in wanted:
-            known = ", ".join(f"`{score}`" for score in wanted) or "none"
-            raise GroError.plain(f"--score {name}: the method has no score of that name; it has {known}")
-    return [_scorer(name, default, given.get(name), columns, drawn=drawn) for name, default in wanted.items()]
-
-
-def _scorer(name: str, default: str | None, given: str | None, columns: Sequence[str], *, drawn: bool) -> Scorer:
-    if given is None and not drawn and name in columns:
-        return Scorer(name, f"column {name}", column(name))
-    source = given or default
-    if source is None:
-        known = ", ".join([*BUILTINS, *WITH_OPTION])
-        mend = f"add --score {name}=FILE.py:FUNCTION or one of the built-in scores: {known}"
-        raise GroError.plain(f"nothing supplies the score `{name}`", help=mend)
-    head, _, option = source.partition(":")
-    if head in WITH_OPTION:
-        if not option:
-            raise GroError.plain(f"the score {head} needs a pattern", help=f"add --score '{name}={head}:PATTERN'")
-        return Scorer(name, source, WITH_OPTION[head](option))
-    if head in BUILTINS and not option:
-        function, needed = BUILTINS[head]
-        missing = [f"`{one}`" for one in needed if one not in columns]
-        if missing:
-            there = ", ".join(f"`{one}`" for one in columns)
-            raise GroError.plain(
-                f"the score {head} reads the column {', '.join(missing)}; the data has {there}",
-                help=f"add the column, or another score with --score {name}=FILE.py:FUNCTION",
-            )
-        return Scorer(name, head, function, needed)
-    path, _, attribute = source.rpartition(":")
-    if Path(path).suffix != ".py":
-        known = ", ".join([*BUILTINS, *(f"{one}:PATTERN" for one in WITH_OPTION)])
-        raise GroError.plain(f"--score {name}={source}: expected FILE.py:FUNCTION or one of {known}")
-    return Scorer(name, source, _load(Path(path), attribute))
-
-
-def _load(path: Path, attribute: str) -> ScoreFunction:
-    """A function of the user's file. Running that file is what `--score` asks for; a `.gro` file never does it."""
-    if not path.is_file():
-        raise GroError.plain(f"there is no file {path}", help="check the path that --score gives")
-    name = f"grolang_score_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise GroError.plain(f"{path} fails when it is imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise GroError.plain(
-            f"{path} has no function `{attribute}`", help=f"define `def {attribute}(completions, **columns)`"
-        )
-    found: ScoreFunction = function
-    return found

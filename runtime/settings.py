@@ -49,7 +49,16 @@ class MethodSettings(Panel):
     method: str = Field(description="A .gro file or the name of a built-in method.")
     set: dict[str, float] = Field({}, description="A hyper-parameter of the method: --set beta=0.2")
     score: dict[str, str] = Field(
-        {}, description="A score of the method: --score correct=rewards.py:function, or a built-in one."
+        {},
+        description="A score of the method: --score correct=rewards.py:function, a built-in one, or the folder of a "
+        "reward model.",
+    )
+    score_timeout: float = Field(
+        600.0, ge=0, allow_inf_nan=False, description="Seconds that one call of a score function may take; 0: for ever."
+    )
+    score_retries: int = Field(0, ge=0, description="How often a call that fails is made again.")
+    on_score_error: Literal["stop", "zero", "skip"] = Field(
+        "stop", description="Where a score fails: stop, count it as zero, or skip the row; the last two are counted."
     )
 
 

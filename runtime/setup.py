@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +28,9 @@ from grolang.runtime.policy import (
     window,
 )
 from grolang.runtime.rollout import Sampler
-from grolang.runtime.scores import Scorer, find_scorers
+from grolang.runtime.score_sources import Sources
+from grolang.runtime.scores import Patience, Scorer
+from grolang.runtime.scoring import Scoring
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.sharding import share_out, wanted, whole
 from grolang.runtime.step import Engine
@@ -47,12 +49,12 @@ class Run:
     engine: Engine
     encoder: Encoder
     examples: Examples
-    scorers: tuple[Scorer, ...]
+    scoring: Scoring
     sampler: Sampler | None
     held_out: HeldOut
 
 
-def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> Run:
+def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say: Callable[[str], None] = print) -> Run:
     """Everything is read and checked; nothing is trained or written."""
     kind, drawn = method.data[0], method.data[0] == "prompts"
     path = settings.model or str(defaults.model_path())
@@ -61,7 +63,9 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
         check_folder(settings.reference, "--reference")
     encoder = Encoder(load_tokenizer(path, trust_remote_code=settings.trust_remote_code))
     files = [_checked(name, part) for name, part in zip(data_files(method.data, settings), method.data, strict=True)]
-    scorers = _scorers(method, settings, files[0], drawn=drawn)
+    patience = Patience(settings.score_timeout, settings.score_retries, settings.on_score_error)
+    sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
+    scoring = Scoring(_scorers(method, settings, sources, files[0], drawn=drawn), accelerator, say)
 
     model = _model(path, settings, accelerator)
     longest = settings.max_completion or (LONGEST if settings.model else defaults.MAX_COMPLETION)
@@ -71,18 +75,18 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
     if len(files) > 1:
         examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, uncut))
 
-    sampler = Sampler(accelerator, model, encoder, scorers, settings.seed, settings.temperature, longest)
+    sampler = Sampler(accelerator, model, encoder, scoring, settings.seed, settings.temperature, longest)
     examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
     held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
     if held is not None:
-        own = _scorers(method, settings, held.rows, drawn=drawn)
+        own = replace(scoring, scorers=_scorers(method, settings, sources, held.rows, drawn=drawn))
         if held.kind != "prompts":
-            held_out = replace(held_out, rows=held, scorers=own)
+            held_out = replace(held_out, rows=held, scoring=own)
         if drawn or "answer" in held.rows.columns:
-            using = own if drawn else _answers(held.rows)
+            using = own if drawn else replace(own, scorers=_answers(sources, held.rows))
             spaced = load_examples(held.rows, "prompts", encoder, replace(limits, completion=longest))
             prompts = spaced.part([number for number in spaced.kept if number in set(held.kept)])
-            held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scorers=using))
+            held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scoring=using))
 
     engine = _engine(method, settings, accelerator, model, encoder)
     if engine.sharded:
@@ -91,7 +95,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator) -> 
             held_out = replace(held_out, sampler=replace(held_out.sampler, around=sampler.around))
     needs, group = method.needs, settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
-    return Run(settings, method, model, engine, encoder, examples, scorers, drawing, held_out)
+    return Run(settings, method, model, engine, encoder, examples, scoring, drawing, held_out)
 
 
 def data_files(kinds: Sequence[str], settings: RunSettings) -> list[str]:
@@ -113,9 +117,9 @@ def _checked(name: str, kind: str) -> Rows:
     return rows
 
 
-def _scorers(method: Method, settings: RunSettings, rows: Rows, *, drawn: bool) -> tuple[Scorer, ...]:
+def _scorers(method: Method, settings: RunSettings, sources: Sources, rows: Rows, *, drawn: bool) -> tuple[Scorer, ...]:
     wanted = {name: score.builtin for name, score in method.scores.items()}
-    return _filled(find_scorers(wanted, settings.score, rows.columns, drawn=drawn), rows)
+    return _filled(sources.scorers(wanted, settings.score, rows.columns, drawn=drawn), rows)
 
 
 def _filled(scorers: Sequence[Scorer], rows: Rows) -> tuple[Scorer, ...]:
@@ -126,9 +130,9 @@ def _filled(scorers: Sequence[Scorer], rows: Rows) -> tuple[Scorer, ...]:
     return tuple(scorers)
 
 
-def _answers(rows: Rows) -> tuple[Scorer, ...]:
+def _answers(sources: Sources, rows: Rows) -> tuple[Scorer, ...]:
     """What marks completions of rows with an answer, where the method itself has no scores for them."""
-    return _filled(find_scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True), rows)
+    return _filled(sources.scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True), rows)
 
 
 def _hold_out(examples: Examples, settings: RunSettings, limits: Limits) -> tuple[Examples, Examples | None]:

@@ -16,7 +16,7 @@ from grolang.language.intervals import Interval
 from grolang.language.ir import MethodIR, ParameterRow, ScoreRow
 from grolang.language.syntax import Statement
 
-BUILTIN_SCORES = ("exact_match", "length", "regex")
+BUILTIN_SCORES = ("exact_match", "math_answer", "regex", "json_schema", "code", "length", "repetition")
 
 
 def number(tree: Tree[Token] | Token | None) -> float:

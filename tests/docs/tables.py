@@ -194,6 +194,18 @@ def samples() -> str:
     return markdown(("column", "type", "meaning"), [(code(name), types[kind], help) for name, kind, help in found])
 
 
+def scores() -> str:
+    """A row for each built-in score."""
+    from grolang.runtime.verifiers import BUILTINS
+
+    rows = [(code(f"{name}{_option(row.option)}"), row.value) for name, row in BUILTINS.items()]
+    return markdown(("built in", "value"), rows)
+
+
+def _option(text: str) -> str:
+    return f"[:{text[1:]}" if text.startswith("[") else text and f":{text}"
+
+
 def errors() -> str:
     """A section per code: what it says, why, a bad and a good example."""
     parts = []
@@ -219,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "codes": codes,
     "errors": errors,
     "settings": settings,
+    "scores": scores,
     "defaults": defaults,
     "metrics": metrics,
     "held-out": held_out,
@@ -234,5 +247,5 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(DOCS.rglob("*.md")):
         page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -27,7 +27,7 @@ from grolang.language.source import Source
 from . import tables
 
 ROOT = tables.DOCS.parent
-PAGES = [*sorted(tables.DOCS.glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted(tables.DOCS.rglob("*.md")), ROOT / "README.md"]
 RUNS = (
     "check",
     "fmt",

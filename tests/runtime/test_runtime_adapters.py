@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from grolang import GroError
 from grolang.runtime import adapters, resolve, start
-from grolang.runtime.rollout import offline_samples
+from grolang.runtime.rollout import offline_draw
 from grolang.runtime.setup import prepare
 
 GIVEN = {"batch": 4, "lr": 1e-2, "max_completion": 6, "eval_rows": 0, "steps": 2, "micro_batch": 3}
@@ -162,7 +162,7 @@ def test_packed_weights_train_an_adapter(bits: str, tmp_path: Path, write: Write
     data = write(rows_of("demonstrations"))
     made = prepared(method="sft", model=str(folder), data=data, **LORA, quantize=bits, precision="fp32")
     engine = made.engine
-    step = engine.prepare(offline_samples(made.examples.take(range(4)), "demonstrations", ()))
+    step = engine.prepare(offline_draw(made.examples.take(range(4)), "demonstrations", made.scoring).samples)
     trained = [parameter for parameter in made.model.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for parameter in trained:

@@ -315,7 +315,7 @@ def test_a_score_that_fails_later_loses_nothing(tiny: str, tmp_path: Path, write
     )
     given = {"score": {"correct": f"{fails}:score"}, "eval_rows": 0, "steps": 6}
     data = write(rows_of("prompts"))
-    with pytest.raises(GroError, match="failed: TypeError"):
+    with pytest.raises(GroError, match="gave None instead of a list"):
         run(tiny, tmp_path / "out", "rloo", data, **given)
     start({"output": str(tmp_path / "out"), "resume": True}, None, Console(file=io.StringIO()))
     fails.write_text("def score(completions, **columns):\n    return [float(len(c)) for c in completions]\n")

@@ -1,15 +1,26 @@
-"""Scores: the built-in ones, the user's own, and what is said when they fail."""
+"""Scores: the built-in ones, the user's own, reward models, and what happens when they fail."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from conftest import SIZES, TEMPLATE, tokenizer
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from grolang import GroError
-from grolang.runtime.scores import Scorer, exact_match, final_answer, find_scorers
+from grolang.runtime.score_sources import Sources
+from grolang.runtime.scores import Patience, Scored, Scorer, score
+from grolang.runtime.verifiers import BUILTINS, exact_match, final_answer
 
 ROWS = [{"prompt": "a", "answer": "18"}, {"prompt": "b", "answer": "3"}]
+PATIENT = Patience(seconds=30)
 
 
 @pytest.mark.parametrize(
@@ -37,41 +48,203 @@ def test_exact_match_compares_final_answers() -> None:
     assert exact_match(completions=completions, answer=["18", 18, "$18"]) == [1.0, 0.0, 1.0]
 
 
-def scorer(wanted: str | None, given: str | None = None, columns: tuple[str, ...] = ("prompt", "answer")) -> Scorer:
+def scorer(
+    wanted: str | None,
+    given: str | None = None,
+    columns: tuple[str, ...] = ("prompt", "answer"),
+    patience: Patience = PATIENT,
+    **more: Any,
+) -> Scorer:
     found = {} if given is None else {"r": given}
-    return find_scorers({"r": wanted}, found, columns, drawn=True)[0]
+    return Sources(patience, **more).scorers({"r": wanted}, found, columns, drawn=True)[0]
+
+
+def marks(one: Scorer, texts: list[Any], rows: list[dict[str, Any]] | None = None) -> list[float]:
+    ids = [list(range(len(str(text)))) for text in texts]
+    return [found.scores["r"] for found in score([one], rows or ROWS[:1] * len(texts), texts, ids)[0]]
 
 
 def test_length_counts_tokens_and_regex_searches() -> None:
-    assert scorer("length")(ROWS, ["x", "y"], [[1, 2], [1]]) == [2.0, 1.0]
-    assert scorer(None, r"regex:^\d+$")(ROWS, ["12", "12a"], [[1], [1]]) == [1.0, 0.0]
+    assert marks(scorer("length"), ["xx", "y"]) == [2.0, 1.0]
+    assert marks(scorer(None, r"regex:^\d+$"), ["12", "12a"]) == [1.0, 0.0]
 
 
-def own(tmp_path: Path, body: str) -> Scorer:
+def test_repetition_is_the_share_of_grams_that_were_there_before() -> None:
+    one = scorer(None, "repetition:2")
+    ids = [[1, 2, 3, 4], [1, 2, 1, 2, 1, 2], [7], [5] * 5]
+    found = score([one], ROWS[:1] * 4, ["x"] * 4, ids)[0]
+    assert [round(each.scores["r"], 3) for each in found] == [0.0, 0.6, 0.0, 0.75]
+    assert scorer("repetition").function(completion_ids=[[1] * 8]) == [0.8]
+
+
+def test_json_that_fits_a_schema(tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema")
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "object", "required": ["x"], "properties": {"x": {"type": "integer"}}}')
+    texts = ['{"x": 1}', 'So:\n```json\n{"x": 2}\n```\n', '{"x": "1"}', "{}", "no", "[" * 100_000]
+    assert marks(scorer(None, f"json_schema:{path}"), texts) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    rows = [{"prompt": "a", "json_schema": '{"type": "array"}'}, {"prompt": "b", "json_schema": '{"type": "string"}'}]
+    assert marks(scorer("json_schema", columns=("prompt", "json_schema")), ["[]", "[]"], rows) == [1.0, 0.0]
+    path.write_text('{"type": "objekt"}')
+    with pytest.raises(GroError, match="is no JSON schema: 'objekt' is not valid"):
+        scorer(None, f"json_schema:{path}")
+
+
+def test_a_schema_looks_nothing_up(tmp_path: Path) -> None:
+    pytest.importorskip("jsonschema")
+    path = tmp_path / "schema.json"
+    path.write_text('{"$ref": "http://127.0.0.1:9/schema.json"}')
+    with pytest.raises(GroError, match="Unresolvable"):
+        marks(scorer(None, f"json_schema:{path}"), ["{}"])
+
+
+def test_answers_are_compared_as_mathematics() -> None:
+    pytest.importorskip("math_verify")
+    rows = [{"prompt": "a", "answer": answer} for answer in ("0.5", "x^2+1", "18", "18")]
+    texts = ["it is $\\frac{1}{2}$", "\\boxed{1+x^2}", "#### 18.0", "17"]
+    assert marks(scorer("math_answer"), texts, rows) == [1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.slow
+def test_mathematics_without_end_is_killed_and_wrong() -> None:
+    pytest.importorskip("math_verify")
+    rows = [{"prompt": "a", "answer": "5"}] * 3
+    one = scorer(None, "math_answer:1")
+    assert marks(one, ["5", "9**9**9**9", "5"], rows) == [1.0, 0.0, 1.0]
+    assert marks(one, ["5", "9**9**9**9", "5"], rows) == [1.0, 0.0, 1.0]
+
+
+# --- the user's functions ---------------------------------------------------------------------------------------
+
+
+def own(tmp_path: Path, body: str, patience: Patience = PATIENT, head: str = "def") -> Scorer:
     path = tmp_path / "rewards.py"
-    path.write_text(f"def good(prompts, completions, **columns):\n    {body}\n")
-    return scorer(None, f"{path}:good")
+    path.write_text(f"import asyncio, time\n{head} good(prompts, completions, **columns):\n    {body}\n")
+    return scorer(None, f"{path}:good", patience=patience)
 
 
 def test_a_function_of_the_user_gets_trl_arguments(tmp_path: Path) -> None:
     body = "return [len(c) + int(a) + (p == 'b') for p, c, a in zip(prompts, completions, columns['answer'])]"
-    assert own(tmp_path, body)(ROWS, ["xx", "y"], [[1], [2]]) == [20.0, 5.0]
+    assert marks(own(tmp_path, body), ["xx", "y"], ROWS) == [20.0, 5.0]
+
+
+def test_conversations_come_as_lists_of_messages(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "abc"}]}
+    body = "return [len(p[0]['content']) + len(c[0]['content']) for p, c in zip(prompts, completions)]"
+    assert marks(own(tmp_path, body), [[{"role": "assistant", "content": "de"}]], [row]) == [5.0]
+
+
+def test_tensors_and_arrays_are_lists(tmp_path: Path) -> None:
+    assert marks(own(tmp_path, "import torch; return torch.ones(len(prompts))"), ["x", "y"]) == [1.0, 1.0]
+
+
+def test_async_functions_wait_together_and_keep_their_loop(tmp_path: Path) -> None:
+    """Each waits for the other one to be called, and would wait for ever if they were called in turn."""
+    (tmp_path / "meeting_of_scores.py").write_text("import threading\nbarrier = threading.Barrier(2, timeout=20)\n")
+    (tmp_path / "both.py").write_text(
+        "import asyncio\nfrom meeting_of_scores import barrier\nloops = {'one': set(), 'two': set()}\n"
+        "async def meet(name, completions):\n"
+        "    loops[name].add(asyncio.get_running_loop())\n"
+        "    await asyncio.to_thread(barrier.wait)\n"
+        "    return [len(loops[name])] * len(completions)\n"
+        "async def one(completions, **columns): return await meet('one', completions)\n"
+        "async def two(completions, **columns): return await meet('two', completions)\n"
+    )
+    given = {"a": f"{tmp_path / 'both.py'}:one", "b": f"{tmp_path / 'both.py'}:two", "c": "length"}
+    every = Sources(PATIENT).scorers(dict.fromkeys("abc"), given, ("prompt",), drawn=True)
+    for _ in range(2):
+        found = score(every, ROWS, ["x", "y"], [[1], [2, 3]])[0]
+    assert [one.scores for one in found] == [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 2.0}]
+
+
+BAD = "if 'bad' in completions: "
+
+
+ONES = "return [1.0] * len(completions)"
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("return [1.0]", r"`r` \(.*rewards.py:good\) gave 1 values for 2 completions"),
-        ("return [1.0, None]", r"gave None for completion 1: 'b' → 'y'"),
-        ("return [1.0, float('nan')]", r"gave nan for completion 1"),
-        ("return [1.0, 'high']", r"gave 'high' for completion 1"),
-        ("raise ValueError('no such thing')", r"failed: ValueError: no such thing \(.*rewards.py:2\)"),
-        ("return None", r"failed: TypeError"),
+        ("return [1.0]", r"`r` \(.*rewards.py:good\) gave 1 values for 4 completions, though not when it gets fewer"),
+        ("return [1.0, None, float('nan'), 2.0]", r"gave nan instead of a finite number for completion 2: 'a' → 'bad'"),
+        ("return [1.0, 2.0, 'high', 4]", r"gave 'high' instead of a finite number for completion 2"),
+        (
+            f"{BAD}raise ValueError('so')\n    {ONES}",
+            r"ValueError: so \(.*rewards.py:3\) for completion 2: 'a' → 'bad'",
+        ),
+        (f"{BAD}time.sleep(9)\n    {ONES}", "failed: TimeoutError: no answer within .* for completion 2: 'a'"),
+        (f"{BAD}\n        while True: pass\n    {ONES}", "failed: TimeoutError: no answer .* completion 2: 'a'"),
+        ("return [1.0 for c in completions if c != 'bad']", "gave 0 values for 1 completions for completion 2: 'a'"),
+        ("return None", "gave None instead of a list for completion 0"),
+        ("raise SystemExit(3)", "failed: RuntimeError: it exits: 3"),
     ],
 )
 def test_a_function_that_fails_is_named_with_the_row(body: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(GroError, match=said):
-        own(tmp_path, body)(ROWS, ["x", "y"], [[1], [2]])
+        marks(own(tmp_path, body, Patience(seconds=0.4)), ["x", "y", "bad", "z"])
+
+
+@pytest.mark.parametrize("on_error", ["zero", "skip"])
+def test_the_others_keep_their_scores(on_error: Any, tmp_path: Path) -> None:
+    body = BAD + "raise ValueError\n    return [2.0] * len(completions)"
+    one = own(tmp_path, body, Patience(on_error=on_error))
+    found, faults = score([one], ROWS[:1] * 5, ["x", "bad", "y", "z", "bad"], [[1]] * 5)
+    assert [each.scores["r"] for each in found] == [2.0, 0.0, 2.0, 2.0, 0.0]
+    assert [each.failed for each in found] == [(), ("r",), (), (), ("r",)] and len(faults) == 2
+
+
+def test_values_that_stand_for_nobody_knows_whom_count_for_nobody(tmp_path: Path) -> None:
+    one = own(tmp_path, "return [1.0]", Patience(on_error="zero"))
+    assert all(each == Scored({"r": 0.0}, ("r",)) for each in score([one], ROWS, ["x", "y"], [[1]] * 2)[0])
+
+
+def test_a_call_that_fails_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "flaky.py").write_text(
+        "calls = []\ndef flaky(completions, **columns):\n    calls.append(1)\n"
+        "    if len(calls) < 3:\n        raise ConnectionError('down')\n"
+        "    return [float(len(calls))] * len(completions)\n"
+    )
+    given = f"{tmp_path / 'flaky.py'}:flaky"
+    assert marks(scorer(None, given, patience=Patience(retries=2)), ["x"]) == [3.0]
+    with pytest.raises(GroError, match="ConnectionError: down"):
+        marks(scorer(None, given, patience=Patience(retries=0)), ["x", "y", "z"])
+
+
+def test_a_thread_that_loops_is_ended(tmp_path: Path) -> None:
+    one = own(tmp_path, "while True: pass", Patience(seconds=0.2))
+    before = threading.active_count()
+    with pytest.raises(GroError, match="no answer"):
+        marks(one, ["x"])
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.slow
+def test_a_call_that_is_stuck_in_c_ends_the_process_and_says_where(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text("import re\ndef stuck(**_): return re.search('(a+)+$', 'a' * 60 + 'b')\n")
+    code = (
+        "from grolang.runtime import calls\nfrom stuck import stuck\ncalls.GRACE = 0.5\n"
+        "one = calls.Caller(stuck)\none.result(one.start(), 0.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "stuck.py" in done.stderr and "in stuck" in done.stderr
+
+
+def test_a_score_that_does_not_apply_counts_as_zero_where_another_does(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text("def some(completions, **_): return [None if c == 'no' else 5.0 for c in completions]\n")
+    given = {"a": f"{path}:some"}
+    both = Sources(PATIENT).scorers({"a": None, "b": "length"}, given, ("prompt",), drawn=True)
+    found = score(both, ROWS, ["no", "yes"], [[1], [1]])[0]
+    assert found == [Scored({"a": 0.0, "b": 1.0}, (), ("a",)), Scored({"a": 5.0, "b": 1.0})]
+    with pytest.raises(GroError, match=r"no score applies to completion 0: 'a' → 'no': the score `a` \(.*\) gave None"):
+        score(both[:1], ROWS, ["no", "yes"], [[1], [1]])
+
+
+# --- where they come from ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,9 +252,13 @@ def test_a_function_that_fails_is_named_with_the_row(body: str, said: str, tmp_p
     [
         (None, None, "nothing supplies the score `r`\n help: add --score r=FILE.py:FUNCTION"),
         (None, "missing.py:f", "there is no file missing.py"),
-        (None, "something", "expected FILE.py:FUNCTION or one of exact_match"),
+        (None, "something", "expected FILE.py:FUNCTION, the folder of a reward model or one of exact_match"),
         (None, "regex", "the score regex needs a pattern\n help: add --score 'r=regex:PATTERN'"),
         (None, "regex:(", "no regular expression"),
+        (None, "length:3", "the score length takes no option"),
+        (None, "repetition:many", "`many` is not a positive number"),
+        (None, "./nowhere", "there is no folder ./nowhere"),
+        (None, "a/b/c", "there is no folder a/b/c"),
     ],
 )
 def test_a_score_that_nothing_supplies(wanted: str | None, given: str | None, said: str) -> None:
@@ -90,15 +267,16 @@ def test_a_score_that_nothing_supplies(wanted: str | None, given: str | None, sa
     assert said in str(caught.value)
 
 
-def test_exact_match_without_an_answer_column() -> None:
+@pytest.mark.parametrize("name", [name for name, row in BUILTINS.items() if row.reads])
+def test_a_built_in_score_without_its_column(name: str) -> None:
     with pytest.raises(GroError) as caught:
-        scorer("exact_match", columns=("prompt", "label"))
-    assert "reads the column `answer`; the data has `prompt`, `label`" in str(caught.value)
+        scorer(name, columns=("prompt", "label"))
+    assert f"reads the column `{BUILTINS[name].reads[0]}`; the data has `prompt`, `label`" in str(caught.value)
 
 
 def test_a_score_that_the_method_does_not_have() -> None:
     with pytest.raises(GroError, match="--score x: the method has no score of that name; it has `r`"):
-        find_scorers({"r": "length"}, {"x": "length"}, (), drawn=True)
+        Sources().scorers({"r": "length"}, {"x": "length"}, (), drawn=True)
 
 
 def test_a_file_without_the_function(tmp_path: Path) -> None:
@@ -112,5 +290,45 @@ def test_a_file_without_the_function(tmp_path: Path) -> None:
 
 
 def test_a_column_of_its_name_supplies_a_score_of_the_data() -> None:
-    found = find_scorers({"r": None}, {}, ("prompt", "r"), drawn=False)[0]
-    assert found([{"prompt": "a", "r": 0.5}], ["x"], [[1]]) == [0.5]
+    found = Sources().scorers({"r": None}, {}, ("prompt", "r"), drawn=False)[0]
+    assert marks(found, ["x"], [{"prompt": "a", "r": 0.5}]) == [0.5] and found.reads == ("r",)
+
+
+# --- reward models ----------------------------------------------------------------------------------------------
+
+
+def reward_model(folder: Path, template: str | None = None, **changes: Any) -> LlamaForSequenceClassification:
+    torch.manual_seed(0)
+    made = LlamaForSequenceClassification(LlamaConfig(**(SIZES | {"num_labels": 1} | changes))).eval()
+    made.save_pretrained(folder)
+    tokenizer(template).save_pretrained(str(folder))
+    return made
+
+
+@torch.no_grad()
+def test_a_reward_model_reads_prompt_and_completion(tmp_path: Path) -> None:
+    model = reward_model(tmp_path)
+    found = marks(scorer(None, str(tmp_path)), ["long completion", "b"], ROWS)
+    for text, row, value in zip(["long completion", "b"], ROWS, found, strict=True):
+        ids = tokenizer()(row["prompt"] + text + "|end|", return_tensors="pt")["input_ids"]
+        assert value == pytest.approx(float(model(input_ids=ids).logits), abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_reward_model_uses_its_own_template_and_says_what_it_cuts(tmp_path: Path) -> None:
+    model, said = reward_model(tmp_path, TEMPLATE, max_position_embeddings=24), list[str]()
+    one = scorer(None, str(tmp_path), say=said.append)
+    row = {"prompt": [{"role": "user", "content": "q" * 30}]}
+    (value, _) = marks(one, [[{"role": "assistant", "content": "a"}]] * 2, [row] * 2)
+    ids = tokenizer()("<user>" + "q" * 30 + "<assistant>a|end|", return_tensors="pt")["input_ids"]
+    assert value == pytest.approx(float(model(input_ids=ids[:, -24:]).logits), abs=1e-5)
+    marks(one, [[{"role": "assistant", "content": "a"}]], [row])
+    assert len(said) == 1 and "reads 24 tokens: 2 of 2 sequences lose the beginning of their prompt" in said[0]
+
+
+def test_what_is_no_reward_model(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(GroError, match="holds LlamaForCausalLM, and a reward model is a …ForSequenceClassification"):
+        scorer(None, tiny)
+    reward_model(tmp_path, num_labels=3)
+    with pytest.raises(GroError, match="has 3 outputs, and a reward model has one"):
+        scorer(None, str(tmp_path))

@@ -1,0 +1,68 @@
+"""Scores of a step's completions: each process its share, all of them the results, and what is left where some fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from grolang.language.diagnostics import GroError
+from grolang.runtime.data import Record
+from grolang.runtime.examples import Ids
+from grolang.runtime.scores import Scored, Scorer, score
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The scores of a method, given by several processes together."""
+
+    scorers: tuple[Scorer, ...]
+    accelerator: Accelerator
+    say: Callable[[str], None] = field(default=print, compare=False)
+
+    def __call__(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[Scored]:
+        """Every score of every completion. What one process raises is raised in all of them: none waits for it."""
+        own = share(self.accelerator, len(records))
+        try:
+            told: list[Any] = [(*score(self.scorers, records[own], texts[own], ids[own]), None)]
+        except GroError as raised:
+            told = [([], [], raised)]
+        every = gathered(self.accelerator, told)
+        for _, _, error in every:
+            if error is not None:
+                raise error
+        if faults := [fault for _, some, _ in every for fault in some]:
+            self.say(f"scores that failed: {len(faults)}; {faults[0]}")
+        return [one for found, _, _ in every for one in found]
+
+    def skipped(self, groups: Sequence[int], scored: Sequence[Scored]) -> set[int]:
+        """The groups that `--on-score-error skip` leaves out: one of their completions has no score."""
+        if not any(scorer.patience.on_error == "skip" for scorer in self.scorers):
+            return set()
+        return {group for group, one in zip(groups, scored, strict=True) if one.failed}
+
+
+def counts(scored: Sequence[Scored]) -> dict[str, float]:
+    """How many completions each score failed on, and to how many it did not apply, where there are any."""
+    failed = Counter(name for one in scored for name in one.failed)
+    absent = Counter(name for one in scored for name in one.absent)
+    found = {f"rewards/{name}/failed": float(count) for name, count in failed.items()}
+    return found | {f"rewards/{name}/none": float(count) for name, count in absent.items()}
+
+
+def share(accelerator: Accelerator, count: int) -> slice:
+    """This process's part of so many things."""
+    processes, process = accelerator.num_processes, accelerator.process_index
+    return slice(count * process // processes, count * (process + 1) // processes)
+
+
+def gathered(accelerator: Accelerator, own: list[Any]) -> list[Any]:
+    """What all processes have, in their order."""
+    if accelerator.num_processes == 1:
+        return own
+    found: list[Any] = gather_object(own)
+    return found
