@@ -15,6 +15,7 @@ from grolang import Batch, Evaluation
 from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 from grolang.runtime.figures import Figures
+from grolang.runtime.record import write_text
 from grolang.runtime.step import Sample
 
 
@@ -152,8 +153,8 @@ class MetricsFile:
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= after]
         self.kept: list[Figures] = [_finite(json.loads(line)) for line in kept]
+        write_text(path, "".join(f"{line}\n" for line in kept))
         try:
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             self.file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise GroError.plain(f"cannot write {path}: {error.strerror}") from error

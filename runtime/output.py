@@ -103,9 +103,7 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
 
 def note(output: Path, **values: Any) -> None:
     """Put values into the run's record, replaced as a whole."""
-    fresh = output / f".{FILE}.new"
-    write_text(fresh, as_json(Record(output).info | values))
-    fresh.replace(output / FILE)
+    write_text(output / FILE, as_json(Record(output).info | values))
 
 
 @contextmanager

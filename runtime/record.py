@@ -192,8 +192,13 @@ def as_json(value: object) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file; GroError where that fails."""
+    """Write a small file as a whole: beside, forced to the disk, renamed. GroError where that fails."""
+    fresh = path.with_name(f".{path.name}.new")
     try:
-        path.write_text(text, encoding="utf-8")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
     except OSError as error:
         raise GroError.plain(f"cannot write {path}: {error.strerror}") from error

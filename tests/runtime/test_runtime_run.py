@@ -345,6 +345,24 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_data_file_cut_short_while_it_is_trained_on_changes_nothing(tiny: str, tmp_path: Path, write: Write) -> None:
+    """Rows are read into an Arrow table before the first step."""
+    (tmp_path / "cut.py").write_text(
+        "calls = []\n"
+        "def score(completions, **columns):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == 2: open({str(tmp_path / 'cut.jsonl')!r}, 'r+').truncate(100)\n"
+        "    return [float(len(text)) for text in completions]\n"
+    )
+    given = {"score": {"correct": f"{tmp_path / 'cut.py'}:score"}, "eval_rows": 0, "steps": 6}
+    cut, whole = write(rows_of("prompts"), "cut.jsonl"), write(rows_of("prompts"), "whole.jsonl")
+    run(tiny, tmp_path / "out", "rloo", cut, **given)
+    assert Path(cut).stat().st_size == 100
+    run(tiny, tmp_path / "whole", "rloo", whole, **given)
+    one, two = weights(tmp_path / "out"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_conversations_train(tiny_chat: str, tmp_path: Path, write: Write) -> None:
     rows = [
         {"prompt": [{"role": "user", "content": row["prompt"]}], "answer": row["answer"]} for row in rows_of("prompts")
