@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from grolang.language.checker import check
+from grolang import explain
+from grolang.explain import Page, curves, fonts, html
+from grolang.explain.curves import Curve, Plot
 from grolang.language.diagnostics import GroError
-from grolang.language.ir import MethodIR
 from grolang.runtime.curves import COLOURS, Frame, bins
 from grolang.runtime.pages import charts, moved, number, page, section, table, tile
 from grolang.runtime.parquet import FOLDER, parts, read, read_completions
 from grolang.runtime.record import Record, write_text
 
+FORMULAS = ".formula { overflow-x: auto; overflow-y: hidden; padding: .3rem 0; } .formula math { margin: 0; }\n"
 FIRST = ("reward", "rewards/accuracies", "rewards/margins", "loss", "kl", "entropy", "grad_norm", "learning_rate")
 PARTS = 12  # files of samples that the histograms are taken from, spread over the run
 POINTS = 600  # of a scatter
@@ -44,8 +47,10 @@ def leave_report(output: Path, say: Callable[[str], None]) -> None:
 
 def report(record: Record) -> str:
     """The page."""
-    body = _head(record) + _method(record) + _curves(record) + _functions(record) + _tokens(record)
-    return page(f"{record.name} · {record.method_name}", body + _before_and_after(record) + _repeat(record))
+    method = _explained(record)
+    body = _head(record) + _method(record, method) + _curves(record) + _functions(record, method) + _tokens(record)
+    body += _before_and_after(record) + _repeat(record)
+    return page(f"{record.name} · {record.method_name}", body, FORMULAS + fonts.style())
 
 
 def _head(record: Record) -> str:
@@ -69,47 +74,28 @@ def _head(record: Record) -> str:
     )
 
 
-COMPONENTS = {
-    "reward": "R",
-    "baseline": "B",
-    "advantage": "A",
-    "upsilon": "υ(a)",
-    "measure": "measure",
-    "anchor": "ε*",
-    "alpha": "α",
-    "omega": "ω(z)",
-    "credit": "credit",
-    "penalty": "penalty",
-}
-"""The parts of a row of the paper's Table 1, and its letters for them."""
-
-
-def _method(record: Record) -> str:
-    """The estimator, what this method puts in for each of its parts, and the file."""
-    formula = "<pre>ĝ = aggregate  credit · ω(α·(measure − ε*)) · υ(A) · ∇ log π(y_t | …)  −  ∇ penalty</pre>"
+def _explained(record: Record) -> Page | None:
+    """The method with the run's parameters, explained; None where its file is of another version of the language."""
+    params = {name.removeprefix("set."): value for name, value in record.settings.items() if name.startswith("set.")}
     try:
-        checked = check(record.method)
-        rows = _parts(checked.unwrap(), {name: source.text for name, source in checked.sources.items()})
-    except GroError:  # written for another version of the language
-        rows = []
+        return explain.page(record.method, **params)
+    except GroError:
+        return None
+
+
+def _method(record: Record, method: Page | None) -> str:
+    """The estimator with every part filled in, the row of Table 1, and the file."""
     text = f"<details><summary>the file</summary><pre>{escape(record.method.text)}</pre></details>"
-    return section("Method", formula, table(("", "part", "in this method"), rows, (2,)), text)
+    return (_estimator(method) if method else "") + section("Method", text)
 
 
-def _parts(method: MethodIR, texts: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Each part that is not left at its default, as its file says it; the aggregation; the parameters."""
-    rows = []
-    for name, letter in COMPONENTS.items():
-        found = method.definitions.get(name) or method.functions.get(name)
-        if found is not None and found.given:
-            span = found.body.span
-            rows.append((letter, name, " ".join(texts[span.file][span.start : span.end].split())))
-    steps = (
-        f"{step.function} over {step.axis}" + (f" / {step.divisor}" if step.divisor is not None else "")
-        for step in method.aggregate
-    )
-    rows.append(("Σ", "aggregate", ", ".join(steps)))
-    return rows
+def _estimator(method: Page) -> str:
+    try:
+        return "".join(html.fragment(method.section(name)) for name in ("estimator", "row"))
+    except GroError:  # the package that sets formulas is not there
+        lines = "\n".join(one.text for one in (method.estimator.gradient, *method.estimator.where))
+        said = "<p class='soft'>Set as formulas with <code>pip install 'grolang[explain]'</code>.</p>"
+        return section("Estimator", f"<pre>{escape(lines)}</pre>", said)
 
 
 def _curves(record: Record) -> str:
@@ -120,8 +106,8 @@ def _curves(record: Record) -> str:
         for name in names
         if name not in skipped
     }
-    first = {name: curves for name, curves in trained.items() if name in FIRST or name.startswith("completions/mean")}
-    rest = {name: curves for name, curves in trained.items() if name not in first}
+    first = {name: line for name, line in trained.items() if name in FIRST or name.startswith("completions/mean")}
+    rest = {name: line for name, line in trained.items() if name not in first}
     held = {
         name: {name: [(line["step"], line[name]) for line in record.evaluations if name in line]}
         for name in (record.evaluations[0] if record.evaluations else {})
@@ -138,17 +124,20 @@ def _curves(record: Record) -> str:
     ) + section("Steps", charts(first), more)
 
 
-def _functions(record: Record) -> str:
-    """ω over z and υ over the advantage: the values of this run's tokens, and how many fell where."""
+def _functions(record: Record, method: Page | None) -> str:
+    """ω over z and υ over the advantage: the functions, the values of this run's tokens, and how many fell where."""
+    rows = (
+        ("ω(z)", "zs", "omegas", curves.omega),
+        ("υ(advantage)", "advantages", "upsilons", curves.upsilon),
+    )
     drawn = []
-    for title, across, up in (
-        ("ω(z) at this run's tokens", "zs", "omegas"),
-        ("υ(advantage)", "advantages", "upsilons"),
-    ):
-        pairs = _pairs(record, across, up)
-        if pairs:
-            drawn.append(f"<figure>{_scatter(title, pairs)}</figure>")
-    note = "<p class='soft'>Points are tokens of the samples that were kept, bars how many fell there.</p>"
+    for title, across, up, function in rows:
+        if pairs := _pairs(record, across, up):
+            drawn.append(f"<figure>{_scatter(title, pairs, function(method.ir) if method else None)}</figure>")
+    note = (
+        "<p class='soft'>Points are tokens of the samples that were kept, bars how many fell there, lines the function"
+    )
+    note += " where it is one of z or of the advantage alone (dashed: for a negative one).</p>"
     return section("Where the data fell", note, f'<div class="charts">{"".join(drawn)}</div>') if drawn else ""
 
 
@@ -162,18 +151,32 @@ def _pairs(record: Record, *columns: str) -> list[tuple[float, float]]:
     return [(x, y) for x, y in found if isfinite(x) and isfinite(y)]  # a row that could not matter was not run
 
 
-def _scatter(title: str, pairs: Sequence[tuple[float, float]]) -> str:
+def _scatter(title: str, pairs: Sequence[tuple[float, float]], function: Plot | None) -> str:
     xs = sorted(x for x, _ in pairs)
     low, high = xs[len(xs) // 200], xs[-1 - len(xs) // 200]  # a few far out would leave no room for the others
     inside = sorted({(x, y) for x, y in pairs if low <= x <= high})
-    frame = Frame(title, (low, high), (min(0.0, *(y for _, y in inside)), max(0.0, *(y for _, y in inside))))
+    room = (high - low) / 2  # on either side, so that it is seen where the function goes from there
+    lines = [list(_within(curve, low - room, high + room)) for curve in (function.curves if function else ())]
+    xs_shown = [x for line in lines for x, _ in line] + [low, high]
+    ys = [y for _, y in inside] + [y for line in lines for _, y in line]
+    frame = Frame(title, (min(xs_shown), max(xs_shown)), (min(0.0, *ys), max(0.0, *ys)))
     shares = bins(xs, low, high, 40) if high > low else [1.0]
-    step = (frame.x[1] - frame.x[0]) / len(shares)
+    step = (high - low) / len(shares) or (frame.x[1] - frame.x[0]) / 40
     for at, share in enumerate(shares):
-        frame.bar(frame.x[0] + at * step, frame.x[0] + (at + 1) * step, 0.92 * share / max(shares), COLOURS[5])
+        frame.bar(low + at * step, low + (at + 1) * step, 0.92 * share / max(shares), COLOURS[5])
+    for at, line in enumerate(lines):
+        frame.line(line, COLOURS[3], dashed=at > 0)
     for x, y in inside[:: max(1, len(inside) // POINTS)]:
         frame.dot(x, y, COLOURS[0])
     return frame.svg()
+
+
+def _within(curve: Curve, low: float, high: float) -> Iterator[tuple[float, float]]:
+    """A curve between two places, to its nearest points outside cut short: lines between neighbours."""
+    for (a, one), (b, two) in pairwise(zip(curve.x, curve.y)):
+        if a < high and b > low and isfinite(one) and isfinite(two):
+            for x in (max(a, low), min(b, high)):
+                yield x, one + (two - one) * (x - a) / (b - a)
 
 
 def _tokens(record: Record) -> str:

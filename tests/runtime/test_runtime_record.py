@@ -19,9 +19,10 @@ from rich.console import Console
 
 from grolang import GroError
 from grolang.cli import main
+from grolang.explain import mathml
 from grolang.runtime import doctor, start
 from grolang.runtime.record import Record, is_alive, process
-from grolang.runtime.report import pieces
+from grolang.runtime.report import pieces, report
 
 PARENT = "method parent\ndata prompts\ngroup 2\nscore correct\nparam scale = 1 in (0, inf)\nreward = scale * correct\n"
 
@@ -156,11 +157,23 @@ def test_a_changed_parent_is_another_method(folder: Path) -> None:
 def test_the_report_is_one_page_that_fetches_nothing(folder: Path) -> None:
     text = (folder / "runs/a/report.html").read_text()
     found = Page(text)
-    assert not found.links and "http" not in text and "@import" not in text and "url(" not in text
+    fetched = re.findall(r"(?:url\(|@import)\s*(.{5})", text)
+    assert not found.links and set(fetched) <= {"data:", "'data", '"data'}
+    assert not [word for word in re.findall(r"https?://[^\s\"'<]+", text) if "www.w3.org" not in word]
+    assert "<math" in text and "Row of Table 1" in found.text
     for part in ("A <child>", "mean(correct over group)", "Held out", "Where the data fell", "Coefficients by token",
                  "Before and after", "To repeat it", Record(folder / "runs/a").repeat, "correct/sampled"):  # fmt: skip
         assert part in found.text, part
     assert found.tags.count("svg") > 10 and 'class="tokens"' in text.replace("'", '"')
+
+
+def test_formulas_are_texts_where_nothing_sets_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_core", None)
+    mathml._converter.cache_clear()
+    text = report(Record(folder / "runs/a"))
+    monkeypatch.undo()
+    found = Page(text)
+    assert "<math" not in text and "∇" in found.text and "pip install 'grolang[explain]'" in found.text
 
 
 def test_a_report_of_a_failed_run_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
