@@ -30,7 +30,7 @@ PACKAGES = ("grolang", "torch", "transformers", "accelerate", "datasets", "safet
 
 def open_output(method: Method, settings: RunSettings, accelerator: Accelerator) -> Path:
     """The folder of the run, the same in every process. A folder that holds a run is used only to resume it."""
-    names = [settings.output or _next_name(method.name)] if accelerator.is_main_process else [""]
+    names = [settings.output or next_name(method.name)] if accelerator.is_main_process else [""]
     output = Path(str(broadcast_object_list(names)[0]))
     if settings.resume:
         if not (output / checkpoints.FOLDER).is_dir():
@@ -53,7 +53,8 @@ def open_output(method: Method, settings: RunSettings, accelerator: Accelerator)
     return output
 
 
-def _next_name(name: str) -> str:
+def next_name(name: str) -> str:
+    """The first folder runs/NAME-N that is not there yet."""
     number = 1
     while Path("runs", f"{name}-{number}").exists():
         number += 1

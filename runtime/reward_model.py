@@ -81,6 +81,9 @@ def load_classifier(
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     head: dict[str, Any] = {"num_labels": 1} if fresh else {}
+    told = logging.get_verbosity()
+    if fresh:  # that the head is new needs no warning
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **head)
         if not fresh:
@@ -96,6 +99,8 @@ def load_classifier(
             f"no reward model can be loaded from {path}: {cause[:400]}",
             help="it takes a folder that `grolang reward train` saves, or another sequence classifier with one output",
         ) from error
+    finally:
+        logging.set_verbosity(told)
     model.to(device)  # type: ignore[arg-type]
     nn.Module.eval(model)
     return model

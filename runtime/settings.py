@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -195,6 +195,14 @@ class RunSettings(
         return self
 
 
+REWARD = (
+    *("model", "trust_remote_code", "precision", "data", "max_prompt", "max_completion"),
+    *("steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "seed"),
+    *("eval_data", "eval_rows", "output", "resume", "save_every", "keep"),
+)
+"""The settings of `grolang reward train`."""
+
+
 def flag(name: str) -> str:
     """The command-line spelling of a field."""
     return "--" + name.replace("_", "-")
@@ -241,9 +249,9 @@ def _finding(item: Any) -> str:
     return f"{flag(name)} {item['input']}: {message}"
 
 
-def to_toml(settings: RunSettings) -> str:
+def to_toml(settings: RunSettings, only: Collection[str] = tuple(RunSettings.model_fields)) -> str:
     """The settings as a file for `--config`; what is None is left out, `resume` is no property of a run."""
-    values = settings.model_dump(exclude={"resume"}, exclude_none=True)
+    values = settings.model_dump(include={*only} - {"resume"}, exclude_none=True)
     plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
     lines = [f"{name} = {_toml(value)}" for name, value in plain.items()]
     for name, table in values.items():

@@ -11,6 +11,7 @@ import typer.main
 #: the word on the command line -> the file and its function, in the order of `--help`
 COMMANDS = {
     "run": "run:run",
+    "reward": "reward:reward",
     "replay": "replay:replay",
     "check": "check:check",
     "fmt": "fmt:fmt",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -12,7 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.settings import PANELS, flag
+from grolang.runtime.settings import PANELS, RunSettings, flag
 
 CONFIG = "TOML file of settings under the flags' names; flags override it."
 
@@ -26,28 +26,38 @@ def run(file: str | None, config: Path | None, set: list[str] | None, score: lis
     }
     from grolang.runtime.launch import start  # torch from here on: `--help` should not wait
 
-    unsaid: tuple[object, ...] = (None, {}, [])
-    given = {name: value for name, value in flags.items() if value not in unsaid and value is not False}
-    outcome = start(given, config)
+    outcome = start(said(flags), config)
     if outcome.interrupted:
         raise typer.Exit(130)
 
 
+def said(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that the user gave."""
+    unsaid: tuple[object, ...] = (None, {}, [])
+    return {name: value for name, value in flags.items() if value not in unsaid and value is not False}
+
+
 def _parameters() -> dict[str, inspect.Parameter]:
     """The method, the file of settings, and a flag for each setting: left out unless the user gives it."""
-    made = {"file": _parameter("file", str | None, typer.Argument(None, help="A .gro file or a built-in method."))}
+    file = parameter("file", str | None, typer.Argument(None, help="A .gro file or a built-in method."))
+    return {"file": file} | flags([name for name in RunSettings.model_fields if name != "method"])
+
+
+def flags(names: Collection[str]) -> dict[str, inspect.Parameter]:
+    """A flag for each of these settings, in the order of the panels, and the file of settings."""
+    made = {}
     for panel in PANELS:
         for name in panel.__annotations__:
-            if name != "method":
+            if name in names:
                 field = panel.model_fields[name]
                 kind, unsaid = _kind(field)
                 option = typer.Option(unsaid, flag(name), help=field.description, rich_help_panel=panel.__doc__)
-                made[name] = _parameter(name, kind, option)
+                made[name] = parameter(name, kind, option)
     option = typer.Option(None, "--config", help=CONFIG, rich_help_panel=PANELS[-1].__doc__)
-    return made | {"config": _parameter("config", Path | None, option)}
+    return made | {"config": parameter("config", Path | None, option)}
 
 
-def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+def parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
