@@ -27,9 +27,10 @@ from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
-from grolang.runtime.output import describe, noted, open_output
+from grolang.runtime.output import describe, fingerprints, noted, open_output
 from grolang.runtime.progress import comparison, say
 from grolang.runtime.record import as_json, write_text
+from grolang.runtime.reference import store
 from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
 from grolang.runtime.rollout import offline_draw
@@ -71,6 +72,10 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     if accelerator.is_main_process:
         for name in describe(output, method, settings, accelerator):
             say(console, f"note: {name} is not the file that the run began with; what follows is another run")
+    if run.sampler is None and run.engine.reference is not None and not run.engine.sharded:
+        files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
+        model, data = run.engine.reference.model, [*method.data, *files]
+        run.engine.known = store(model, settings, data, accelerator.num_processes)
     with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
         outcome = _Loop(run, output, descent, console, interrupt).go(state)
         if outcome.interrupted:
@@ -289,6 +294,8 @@ class _Loop:
         run, accelerator = self.run, self.run.engine.accelerator
         state = checkpoints.State(self.step, self.tokens, self.before, self.skipped)
         keep, best = run.settings.keep, self._best_step()
+        if self.main and run.engine.known is not None:
+            run.engine.known.save()
         checkpoints.save(self.output, run.model, self.descent, state, accelerator, keep, best)
         self.saved = self.step
         accelerator.wait_for_everyone()

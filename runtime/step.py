@@ -22,6 +22,7 @@ from grolang.compiler.forming import FILLER
 from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 from grolang.runtime.policy import Tokens, Weigh
+from grolang.runtime.reference import Store
 from grolang.runtime.split import Split, split
 
 T = TypeVar("T")
@@ -117,6 +118,7 @@ class Engine:
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
     scale: float = 1.0
+    known: Store | None = None  # log-probs under the reference, where the data stays the same
     seen: Batch | None = None  # the last batch that was made for the method to evaluate
 
     @property
@@ -161,8 +163,7 @@ class Engine:
             batch = batch.replace(logp_sampler=self._sampler(samples, mask))
         step = Step(tuple(samples), batch, self._dead(batch))
         if self.reference is not None:
-            logp, _ = self.log_probs(self.reference, step.pairs, mask, step.groups, step.alive)
-            step = replace(step, batch=batch.replace(logp_ref=step.filled(logp)))
+            step = replace(step, batch=batch.replace(logp_ref=self._of_reference(step)))
         return self._with_crossed(step) if needs.mismatched else step
 
     def _dead(self, batch: Batch) -> tuple[bool, ...]:
@@ -173,6 +174,17 @@ class Engine:
             return tuple(self.method.dead(batch).tolist())
         except GroError:  # whoever needs what is wrong says so
             return ()
+
+    def _of_reference(self, step: Step) -> Tensor:
+        """Log-probs [S, T] under the reference model: those that are known from before, if all of them are."""
+        store = None if any(step.dead) else self.known
+        known = None if store is None else store.get(step.pairs, self._buffer(step.batch.mask))
+        if known is not None:
+            return known
+        logp, _ = self.log_probs(self.reference, step.pairs, step.batch.mask, step.groups, step.alive)
+        if store is not None:
+            store.put(step.pairs, logp)
+        return step.filled(logp)
 
     def _mask(self, lengths: Sequence[int]) -> Tensor:
         """[S, T] bool: the first lengths[s] slots of row s."""
