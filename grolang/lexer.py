@@ -15,7 +15,7 @@ from grolang.language.functions import CALLABLE, KEYWORDS, OBSERVABLES
 _NAME = r"[A-Za-z_\u0370-\u03ff\u1f00-\u1fff\u00b5][A-Za-z0-9_\u0370-\u03ff\u1f00-\u1fff\u00b5]*"
 
 
-class GroLexer(RegexLexer):
+class GroLexer(RegexLexer):  # type: ignore[misc]  # pygments is not typed
     """Pygments' lexer of `.gro` files."""
 
     name = "gro"
