@@ -45,7 +45,7 @@ class Store:
 
     def _read(self, found: Mapping[str, Tensor]) -> None:
         keys = bytes(found["keys"].numpy().tobytes())
-        parts = found["logp"].split_with_sizes(found["lengths"].tolist())
+        parts = torch.split(found["logp"], found["lengths"].tolist())
         self.rows = {keys[at * SIZE : (at + 1) * SIZE]: part for at, part in enumerate(parts)}
         self.written = len(self.rows)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from grolang import GroError
-from grolang.runtime import adapters, resolve, start
+from grolang.runtime import adapters, resolve, sharding, start
 from grolang.runtime.rollout import offline_draw
 from grolang.runtime.setup import prepare
 
@@ -175,3 +175,17 @@ def test_packed_weights_train_an_adapter(bits: str, tmp_path: Path, write: Write
             parameter -= 1e-2 / square * gradient
     after = made.method.evaluate(engine.current(step)).loss
     assert float(before - after) == pytest.approx(1e-2, rel=0.2 if bits == "4bit" else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("ACCELERATE_USE_FSDP", "true", "fsdp_version: 2"), ("ACCELERATE_USE_DEEPSPEED", "true", "use FSDP2")],
+)
+def test_other_ways_to_share_out_are_refused(
+    name: str, value: str, said: str, pairs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(**pairs)
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    with pytest.raises(GroError, match=said):
+        sharding.wanted(False, made.engine.accelerator)

@@ -48,6 +48,7 @@ OWN = {"spread": SPREAD, "ratio": RATIO}
 def method(name: str, folder: Path) -> grolang.Method:
     if name not in OWN:
         return grolang.load(name)
+    folder.mkdir(exist_ok=True)
     path = folder / f"{name}.gro"
     path.write_text(OWN[name])
     return grolang.load(str(path))

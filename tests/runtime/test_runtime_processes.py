@@ -84,6 +84,59 @@ def test_several_processes_are_one(
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
 
 
+GRADIENT = """
+import random, sys
+from pathlib import Path
+folder, tests, name, order = sys.argv[1:]
+sys.path.insert(0, tests)
+import torch
+from dataclasses import replace
+from safetensors.torch import save_file
+from test_runtime_exact import engine, method, samples
+
+chosen = method(name, Path(folder) / str(random.random()))
+made = engine(chosen, 3)
+groups = {}
+for sample in samples(chosen.data[0], 4):
+    groups.setdefault(sample.group, []).append(sample)
+shuffled = [*groups.values()]
+random.Random(int(order)).shuffle(shuffled)
+drawn = [replace(one, group=at) for at, group in enumerate(shuffled) for one in group]
+step = made.prepare(drawn)
+for update in range(2):
+    made.policy.zero_grad()
+    step = step.remembering(made.backward(step))
+    if update == 0:
+        with torch.no_grad():
+            draw = torch.Generator().manual_seed(2)
+            for parameter in made.policy.parameters():
+                parameter += 0.03 * (2 * torch.rand(parameter.shape, generator=draw, dtype=torch.float64) - 1)
+if made.accelerator.is_main_process:
+    processes = made.accelerator.num_processes
+    found = {name: parameter.grad for name, parameter in made.policy.named_parameters() if parameter.grad is not None}
+    save_file(found, f"{folder}/{processes}-{order}.safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spread", "ratio", "grpo", "dpo"])
+def test_the_gradient_is_one_for_any_number_of_processes_and_order_of_groups(name: str, tmp_path: Path) -> None:
+    """Twelve ragged rows in micro-batches of three, float64; two of the methods are files that no code has seen."""
+    (tmp_path / "gradient.py").write_text(GRADIENT)
+    for processes, order in ((1, 0), (1, 1), (2, 0), (3, 0), (3, 1)):
+        words = [str(tmp_path / "gradient.py"), str(tmp_path), str(Path(__file__).parent), name, str(order)]
+        alone = [sys.executable]
+        together = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        words = [*(alone if processes == 1 else [*together, f"--master_port={free_port()}"]), *words]
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one = load_file(tmp_path / "1-0.safetensors")
+    assert max(float(part.abs().max()) for part in one.values()) > 1e-6
+    for other in ("1-1", "2-0", "3-0", "3-1"):
+        for key, value in load_file(tmp_path / f"{other}.safetensors").items():
+            torch.testing.assert_close(value, one[key], rtol=1e-10, atol=1e-12)
+
+
 def same_metrics(one: dict[str, Any], many: dict[str, Any]) -> None:
     for first, second in zip(lines(one["output"]), lines(many["output"]), strict=True):
         assert second == pytest.approx(first | {"seconds": second["seconds"]}, rel=1e-5, abs=1e-7)
