@@ -724,8 +724,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "greedy_drawn",
             "the greedy completion is a sampled one",
-            "ids = [one.ids for one in self.complete([example.prompt for example in examples], None)]",
-            "ids = [one.ids for one in self.complete([example.prompt for example in examples], range(len(examples)))]",
+            "ids += [one.ids for one in self.complete([example.prompt for example in examples], None)]",
+            "ids += [one.ids for one in self.complete([example.prompt for example in examples], range(len(examples)))]",
             f"{SAMPLING} {EXACT} {RUN}",
         ),
         (
@@ -788,7 +788,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_rows(
-        "runtime/scores.py",
+        "runtime/verifiers.py",
         (
             "first_number_counts",
             "the first number of a solution is its answer",
