@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from lark import Token, Tree
 
 from grolang.language import library
@@ -13,6 +15,7 @@ from grolang.language.functions import OBSERVABLES
 from grolang.language.ir import Expr, Law, ParameterRow
 from grolang.language.parameters import number, parameter
 from grolang.language.scopes import Scope
+from grolang.language.source import Source
 from grolang.language.syntax import Statement
 
 
@@ -111,12 +114,23 @@ def _fits(word: Token, value: Expr, statement: Statement, tree: Tree[Token], fin
     return False
 
 
+def _declared(source: Source) -> Declarations:
+    """Another method's declarations, to be read only; what is wrong with them is told where that method is checked."""
+    return declare(source, Findings()) if "extends" in source.text else _alone(source)
+
+
+@lru_cache(maxsize=64)
+def _alone(source: Source) -> Declarations:
+    """Of a source that depends on no other file, so that its text decides everything."""
+    return declare(source, Findings())
+
+
 def _settable(
     settings: Tree[Token], method: str | None, statement: Statement, declared: Declarations, findings: Findings
 ) -> bool:
     """`with p = v` sets the parameter on each side that has it; one of them must, and must allow the value."""
     other = library.sibling(method, statement.source) if method and method != declared.name else None
-    sides = [declared] if other is None else [declared, declare(other, Findings())]
+    sides = [declared] if other is None else [declared, _declared(other)]
     known: dict[str, list[ParameterRow | None]] = {}
     for side in sides:
         for name, declaration in side.of_kind("param"):
