@@ -54,8 +54,8 @@ DATA_OF = {
 }
 
 
-#: findings after which no more nearest names are looked for
-MANY = 100
+#: findings after which no nearest name is looked for: it is the slowest part, and nobody reads so far
+MANY = 20
 
 
 @dataclass(frozen=True)

