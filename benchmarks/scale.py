@@ -38,7 +38,7 @@ CHANGES: dict[str, list[float]] = {
 def seconds(method: str, hidden: int, setting: dict[str, float]) -> float:
     """Of one loss with its gradients."""
     whole = {name: value if name in ("dead", "valid") else int(value) for name, value in setting.items()}
-    p = problem(method, hidden=hidden, **whole)  # type: ignore[arg-type]
+    p = problem(method, hidden=hidden, **whole)  # type: ignore[arg-type]  # whole numbers but two
     p.hidden.requires_grad_()
     p.weight.requires_grad_()
 

@@ -22,7 +22,7 @@ def gro(shell: Any, line: str, cell: str) -> None:
     source = Source("cell.gro", cell)
     checked = check(source)
     if checked.findings:
-        print(render(checked.findings, checked.sources))  # noqa: T201
+        print(render(checked.findings, checked.sources))  # noqa: T201  # a cell prints
     if checked.method is None:
         return
     method = from_source(source)

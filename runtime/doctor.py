@@ -101,7 +101,7 @@ def _tried(what: str, check: Callable[[], str]) -> Finding:
         found = check()
     except GroError as error:
         return Finding(what, str(error), False, "see the message")
-    except Exception as error:
+    except Exception as error:  # whatever a broken installation raises is what is looked for
         help = "install the versions above anew: pip install --force-reinstall grolang"
         return Finding(what, f"{type(error).__name__}: {error}", False, help)
     return Finding(what, f"{found}, {time.perf_counter() - began:.1f} s")
@@ -135,7 +135,7 @@ def _gradient() -> str:
     logp = (theirs @ head.T).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     ratio = ((logp - reference) * mask).sum(1)
     loss: torch.Tensor = -torch.nn.functional.logsigmoid(0.5 * (ratio[0::2] - ratio[1::2])).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
     assert ours.grad is not None and theirs.grad is not None
     gap = float((ours.grad - theirs.grad).abs().max())
     if gap > 1e-10:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -31,7 +31,7 @@ from grolang.runtime.figures import Figures
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.names import check_folder
-from grolang.runtime.output import next_name
+from grolang.runtime.output import open_folder
 from grolang.runtime.policy import load_tokenizer, window
 from grolang.runtime.progress import View, comparison, say
 from grolang.runtime.record import as_json, write_text
@@ -90,7 +90,7 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     limits = Limits(window(model), settings.max_prompt, settings.max_completion)
     name = settings.data[0] if settings.data else str(defaults.data_path("preference", "train"))
     pairs, held = _hold_out(_pairs(name, encoder, limits), settings, limits)
-    output = _open(settings, accelerator)
+    output = open_folder("reward", settings, accelerator)
     descent = Descent.of(model, settings)
     state = checkpoints.restore(output, model, descent, accelerator.process_index) if settings.resume else None
     if accelerator.is_main_process:
@@ -113,23 +113,6 @@ def _hold_out(pairs: Examples, settings: RunSettings, limits: Limits) -> tuple[E
         held = _pairs(settings.eval_data, pairs.encoder, limits)
         return pairs, held.part(held.kept[: settings.eval_rows])
     return pairs.divide(min(len(pairs) // APART, APART_MOST, settings.eval_rows), settings.seed)
-
-
-def _open(settings: RunSettings, accelerator: Accelerator) -> Path:
-    names = [settings.output or next_name("reward")] if accelerator.is_main_process else [""]
-    output = Path(str(broadcast_object_list(names)[0]))
-    if settings.resume and not checkpoints.kept(output):
-        raise GroError.plain(f"{output} holds no checkpoint to resume from", help="leave out --resume")
-    if not settings.resume and (output / "metrics.jsonl").exists() and accelerator.is_main_process:
-        raise GroError.plain(f"{output} holds a run already", help="add --resume, or give another --output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GroError.plain(
-            f"cannot make the folder {output}: {error.strerror}", help="give another --output"
-        ) from error
-    accelerator.wait_for_everyone()
-    return output
 
 
 @dataclass

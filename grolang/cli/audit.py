@@ -15,12 +15,15 @@ def audit(
     ] = None,
     loss: Annotated[str | None, typer.Option(metavar="TEXT", help="Only losses with this text in their name.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As the page of the manual.")] = False,
-    output: Annotated[Path | None, typer.Option("-o", help="Write that page to a file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", help="Write that page to a file, in place of what is there.")
+    ] = None,
 ) -> None:
     """Run a library's own loss code on small batches, and say which method each loss equals, or how it differs.
 
     Exit code 0: every verdict is the expected one; 1: a loss is not what its row says, as with another version.
     """
+    from grolang.cli.files import write_new
     from grolang.cli.paint import say
     from grolang.compiler.method import load
     from grolang.integrations.audit import run
@@ -34,7 +37,7 @@ def audit(
             say(f"warning: {warning}")
     made = [(each, run(each, only=only, containing=loss or "")) for each in found]
     if output is not None:
-        output.write_text(page(made), encoding="utf-8")
+        write_new(output, page(made), force=True)
     elif markdown:
         say(page(made).rstrip("\n"))
     else:

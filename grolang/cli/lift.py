@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from grolang.cli.files import write_new
 from grolang.cli.paint import say
 from grolang.language import library
 from grolang.language.diagnostics import GroError
@@ -118,12 +118,4 @@ def _write(text: str, output: str | None) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    try:
-        with open(output, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-    except FileExistsError:
-        help = "choose another name, or delete it first"
-        raise GroError.plain(f"`{output}` is there already", help=help, code="E602") from None
-    except OSError as error:
-        message = f"cannot write `{output}`: {os.strerror(error.errno or 0)}"
-        raise GroError.plain(message, help="look at the folder's permissions", code="E602") from None
+    write_new(output, text)

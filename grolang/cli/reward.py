@@ -22,5 +22,5 @@ def reward(action: Literal["train"], config: Path | None, **given: Any) -> None:
 
 _ACTION = parameter("action", Literal["train"], typer.Argument(help="train"))
 _PARAMETERS = {"action": _ACTION, **flags(REWARD)}
-reward.__signature__ = inspect.Signature(list(_PARAMETERS.values()))  # type: ignore[attr-defined]
+reward.__signature__ = inspect.Signature(list(_PARAMETERS.values()))  # type: ignore[attr-defined]  # typer reads it
 reward.__annotations__ = {name: one.annotation for name, one in _PARAMETERS.items()}

@@ -73,7 +73,7 @@ def _kind(field: FieldInfo) -> tuple[Any, Any]:
     return (kind if kind in (int, float) else str) | None, None
 
 
-run.__signature__ = inspect.Signature(list(_parameters().values()))  # type: ignore[attr-defined]
+run.__signature__ = inspect.Signature(list(_parameters().values()))  # type: ignore[attr-defined]  # typer reads it
 run.__annotations__ = {name: parameter.annotation for name, parameter in _parameters().items()}
 
 

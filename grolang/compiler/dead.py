@@ -56,7 +56,7 @@ class _Doubt(Run):
         found = self._doubt(step)
         if found.requires_grad:  # 0 or 1 at every step, forwards and backwards: nothing vanishes or overflows
             found = found / found.detach().clamp(min=torch.finfo(found.dtype).tiny)
-            found.register_hook(lambda grad: (grad != 0).to(grad.dtype))  # type: ignore[no-untyped-call]
+            found.register_hook(_known)  # type: ignore[no-untyped-call]  # torch has no type for it
         return found
 
     def _doubt(self, step: Step) -> Tensor:
@@ -99,6 +99,11 @@ class _Doubt(Run):
         for other in args[1:]:
             total = total + other
         return total
+
+
+def _known(grad: Tensor) -> Tensor:
+    """1 where anything flows back, else 0."""
+    return (grad != 0).to(grad.dtype)
 
 
 def _zero(doubt: Tensor, number: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Compiled(nn.Module):
         self._number = enrolled(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no type for it
         self._number = enrolled(self)  # a copy is a module of its own
 
     def extra_repr(self) -> str:

@@ -58,6 +58,14 @@ class Writer:
     def __call__(self, write: Callable[[Printer], str]) -> Formula:
         return Formula.of(write(self.latex), write(self.text))
 
+    def exchange(self, name: str, expr: Expr) -> tuple[Formula, Formula]:
+        """An observable and its stand-in, as in `when NAME = EXPR` of a law."""
+        return self(lambda printer: printer.observed(name, expr.scope)), self(lambda printer: printer.of(expr))
+
+    def setting(self, name: str, value: float) -> Formula:
+        """A parameter at a value: `β = 0.1`."""
+        return self(lambda printer: printer.setting(name, value))
+
     def signs(self) -> tuple[Sign, ...]:
         """The legend of all that was written."""
         rows = zip(self.latex.legend.items(), self.text.legend.items())
@@ -149,9 +157,7 @@ def _parameters(write: Writer) -> tuple[Sign, ...]:
     """`ε = 0.2`, and the author's words."""
     rows = []
     for name, row in write.method.parameters.items():
-        value = row.value
-        shown = write(lambda printer, name=name, value=value: printer.setting(name, value))  # type: ignore[misc]
-        rows.append(Sign(shown, row.help))
+        rows.append(Sign(write.setting(name, row.value), row.help))
     return tuple(rows)
 
 

@@ -92,10 +92,8 @@ def _range(write: Writer, method: MethodIR, function: FunctionDefinition) -> Wor
 def _invariant(write: Writer, method: MethodIR, law: Law) -> Words:
     changes = []
     for name, expr in law.exchanges.items():
-        scope = expr.scope
-        left = write(lambda printer, name=name, scope=scope: printer.observed(name, scope))  # type: ignore[misc]
-        right = write(lambda printer, expr=expr: printer.of(expr))  # type: ignore[misc]
-        changes.append((left, " is replaced by ", right))
+        replaced, by = write.exchange(name, expr)
+        changes.append((replaced, " is replaced by ", by))
     return ("No coefficient changes where ", *listed(changes), " (law ", Code(law.name), ").")
 
 

@@ -320,9 +320,10 @@ class Printer:
             parts = (self.at(part, place, level) for part, level in zip((then, otherwise), spelling.places[1:]))
             shown = self.held(self._condition(condition, place), spelling.places[0])
             return spelling.template.format(shown, *parts), spelling.level
-        rows, rest = [], expr
+        rows: list[str] = []
+        rest: Expr = expr
         while isinstance(rest, Call) and rest.function == "choose":
-            condition, then, rest = rest.arguments  # type: ignore[assignment]
+            condition, then, rest = rest.arguments
             rows.append(rf"{self.at(then, place)} & \text{{if }} {self._condition(condition, place)[0]}")
         rows.append(rf"{self.at(rest, place)} & \text{{otherwise}}")
         return r"\begin{cases} " + r" \\ ".join(rows) + r" \end{cases}", CHOICE

@@ -62,7 +62,7 @@ def _claim(method: MethodIR, law: Law) -> Words:
     words += (" with ", *listed(settings)) if settings else ()
     changes = []
     for name, expr in law.exchanges.items():
-        left = write(lambda printer, name=name, expr=expr: printer.observed(name, expr.scope))  # type: ignore[misc]
-        changes.append((left, " is ", write(lambda printer, expr=expr: printer.of(expr))))  # type: ignore[misc]
+        replaced, by = write.exchange(name, expr)
+        changes.append((replaced, " is ", by))
     words += (" where ", *listed(changes)) if changes else ()
     return (*words, " (law ", Code(law.name), ")")

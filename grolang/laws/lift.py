@@ -163,7 +163,7 @@ class _Trials:
                 self._done[chosen] = parts([self.bodies[place] for place in chosen], self.method, self.book)
             except NoForm as why:
                 self._done[chosen] = str(why)
-            except (sympy.PolynomialError, NotImplementedError, RecursionError):
+            except (sympy.PolynomialError, NotImplementedError, RecursionError):  # what sympy raises where it gives up
                 self._done[chosen] = "it is too involved to be taken apart"
         return self._done[chosen]
 
