@@ -12,13 +12,21 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def gro(shell: Any, line: str, cell: str) -> None:
-    """Check the cell; show its findings, or its page; put the method under the name on the line, else its own."""
+    """Check the cell; show its findings, or its page; put the method under the name on the line, else its own.
+
+    A notebook shows the page with formulas, a terminal the same as text. A cell with an error leaves the name as it
+    was. A line that is no name is IPython's UsageError.
+    """
     from grolang import explain
     from grolang.compiler.method import from_source
+    from grolang.explain import terminal
     from grolang.language.checker import check
-    from grolang.language.diagnostics import render
+    from grolang.language.diagnostics import GroError, render
     from grolang.language.source import Source
 
+    name = line.strip()
+    if name and not name.isidentifier():
+        raise import_module("IPython.core.error").UsageError(f"%%gro takes a name for the method, not `{name}`")
     source = Source("cell.gro", cell)
     checked = check(source)
     if checked.findings:
@@ -26,7 +34,11 @@ def gro(shell: Any, line: str, cell: str) -> None:
     if checked.method is None:
         return
     method = from_source(source)
-    shell.user_ns[line.strip() or method.name] = method
-    page = explain.html.rendered(explain.page(method).document(plots=False))
-    screen: Any = import_module("IPython.display")
-    screen.display(screen.HTML(page))
+    shell.user_ns[name or method.name] = method
+    document = explain.page(method).document(plots=False)
+    shown = {"text/plain": terminal.plain(document)}
+    try:
+        shown["text/html"] = explain.html.rendered(document)
+    except GroError as error:  # what HTML needs is not installed: the text is there still
+        print(error)  # noqa: T201
+    shell.display_pub.publish(shown)
