@@ -17,7 +17,6 @@ from grolang.runtime.examples import Example, Examples, Ids, key
 from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import completion_figures, kl, preference_figures
 from grolang.runtime.rollout import Sampler, offline_draw
-from grolang.runtime.sampling import end_ids
 from grolang.runtime.scoring import Scoring
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.step import Engine
@@ -88,16 +87,15 @@ def _completed(prompts: Examples, sampler: Sampler, samples: int) -> tuple[Compl
     examples = prompts.take(range(len(prompts)))
     drawn = [(at, number) for at in range(len(examples)) for number in range(samples)]
     keys = [key(sampler.seed, "held out", *((at, number) if number else (at,))) for at, number in drawn]
-    found = [one.ids for one in sampler.complete([examples[at].prompt for at, _ in drawn], keys)]
-    found += [one.ids for one in sampler.complete([example.prompt for example in examples], None)]
+    found = sampler.complete([examples[at].prompt for at, _ in drawn], keys)
+    found += sampler.complete([example.prompt for example in examples], None)
     places = [*drawn, *((at, None) for at in range(len(examples)))]
     records = [examples[at].record for at, _ in places]
-    texts = [sampler.text(record, ids) for record, ids in zip(records, found, strict=True)]
-    scores = sampler.score(records, texts, found)
-    ends = end_ids(sampler.model, sampler.encoder.end)
+    texts = [sampler.text(record, one.ids) for record, one in zip(records, found, strict=True)]
+    scores = sampler.score(records, texts, [one.ids for one in found])
     return tuple(
-        Completion(examples[at], number, ids, ids[-1] in ends, marks)
-        for (at, number), ids, marks in zip(places, found, scores, strict=True)
+        Completion(examples[at], number, one.ids, one.finished, marks)
+        for (at, number), one, marks in zip(places, found, scores, strict=True)
     )
 
 

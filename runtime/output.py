@@ -89,6 +89,8 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
         if path.suffix == ".py" and path.is_file():
             (output / "scores").mkdir(exist_ok=True)
             write_text(output / "scores" / path.name, path.read_text(encoding="utf-8"))
+    if settings.chat_template is not None:
+        write_text(output / "chat_template.jinja", Path(settings.chat_template).read_text(encoding="utf-8"))
     write_text(output / "settings.toml", to_toml(settings))
     write_text(output / "versions.json", as_json(versions))
     now, data = _now(), fingerprints(method, settings)

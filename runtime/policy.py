@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -137,8 +138,10 @@ class Policy(nn.Module):
         return loss, found.rows.logp, found.rows.entropy
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name; it must have an end-of-sequence token."""
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, which must have an end token; `template` is a chat template's file."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -148,6 +151,11 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
             f"the tokenizer of {path} has no end-of-sequence token, and a completion must be able to end",
             help="set `eos_token` in its tokenizer_config.json",
         )
+    if template is not None:
+        try:
+            tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise GroError.plain(f"cannot read the chat template {template}: {error}") from error
     return tokenizer
 
 

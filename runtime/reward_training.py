@@ -84,8 +84,9 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     set_seed(settings.seed)
     path = settings.model or str(defaults.model_path())
     check_folder(path, "--model")
-    encoder = Encoder(load_tokenizer(path, trust_remote_code=settings.trust_remote_code))
-    model = load_classifier(path, accelerator.device, fresh=True, trust_remote_code=settings.trust_remote_code)
+    trust, template = settings.trust_remote_code, settings.chat_template
+    encoder = Encoder(load_tokenizer(path, trust_remote_code=trust, template=template))
+    model = load_classifier(path, accelerator.device, fresh=True, trust_remote_code=trust)
     model.config.pad_token_id = pad_of(encoder)
     limits = Limits(window(model), settings.max_prompt, settings.max_completion)
     name = settings.data[0] if settings.data else str(defaults.data_path("preference", "train"))

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
 from grolang.runtime.data import Record, is_conversation
 from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
-from grolang.runtime.sampling import Drawn, draw, end_ids
+from grolang.runtime.sampling import Drawn, Generate, Sampling
 from grolang.runtime.scoring import Scoring, counts, gathered, share
 from grolang.runtime.step import Sample
 
@@ -30,12 +29,11 @@ class Sampler:
     """Draws and scores completions; each process its share of the prompts, and all of them know all results."""
 
     accelerator: Accelerator
-    model: PreTrainedModel
+    generate: Generate
+    how: Sampling
     encoder: Encoder
     scoring: Scoring
     seed: int
-    temperature: float
-    limit: int
     group: int = 1
     greedy: bool = False
     keep_logp: bool = False
@@ -45,15 +43,8 @@ class Sampler:
         """A completion for each prompt, greedy without keys. Every process draws its share of them."""
         rows = share(self.accelerator, len(prompts))
         with self.around():
-            own = draw(
-                self.model,
-                prompts[rows],
-                None if keys is None else keys[rows],
-                ends=end_ids(self.model, self.encoder.end),
-                limit=self.limit,
-                temperature=self.temperature,
-                keep_logp=self.keep_logp,
-            )
+            chosen = None if keys is None else keys[rows]
+            own = self.generate(prompts[rows], chosen, self.how, keep_logp=self.keep_logp)
         return gathered(self.accelerator, own)
 
     def score(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[dict[str, float]]:
@@ -70,12 +61,11 @@ class Sampler:
         prompts = [example.prompt for example in examples for _ in range(self.group)]
         keys = [key(self.seed, "draw", number, at, k) for at in range(len(examples)) for k in range(self.group)]
         drawn = self.complete(prompts, keys)
-        ends = end_ids(self.model, self.encoder.end)
         samples, records = [], []
         for at, example in enumerate(examples):
             for one in drawn[at * self.group : (at + 1) * self.group]:
-                ended = one.ids[-1] in ends
-                samples.append(Sample(example.prompt, one.ids, at, finished=ended, logp_sampler=tuple(one.logp)))
+                told = tuple(one.logp)
+                samples.append(Sample(example.prompt, one.ids, at, finished=one.finished, logp_sampler=told))
                 records.append(example.record)
             for shown in example.completions:
                 samples.append(Sample(example.prompt, shown, at, demonstration=1.0))

@@ -7,15 +7,28 @@ on the batch that it was drawn in, the process or the order (rounding of the log
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
@@ -23,10 +36,55 @@ GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 
 @dataclass(frozen=True)
 class Drawn:
-    """A completion up to its end token (if it came to one), and the log-probs it was drawn with."""
+    """A completion up to its end (if it came to one before the limit), and the log-probs it was drawn with."""
 
     ids: Ids
     logp: list[float]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Texts after which a completion ends: with the token that completes one."""
+
+    texts: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+    def here(self, ids: Ids) -> bool:
+        """Whether a text is complete within the last tokens; one of n bytes has n of them at most."""
+        reach = 1 + max(len(text.encode()) for text in self.texts)
+        end = str(self.tokenizer.decode(ids[-reach:], clean_up_tokenization_spaces=False))
+        return any(text in end for text in self.texts)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    From softmax(logits / temperature), of which `top_k` leaves the k likeliest tokens, then `top_p` the fewest that
+    have this probability together, then `min_p` those with this share of the likeliest one's; the rest is scaled up
+    to 1. A completion ends with one of the tokens `ends`, at a `stop`, or after `limit` tokens.
+    """
+
+    ends: frozenset[int]
+    limit: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: Stop | None = None
+
+    @property
+    def truncation(self) -> LogitsProcessorList:
+        """What sets the logits of the tokens that are left out to −∞."""
+        found = LogitsProcessorList()
+        if self.top_k:
+            found.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            found.append(TopPLogitsWarper(self.top_p))
+        if self.min_p:
+            found.append(MinPLogitsWarper(self.min_p))
+        return found
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -52,16 +110,33 @@ def gumbel(keys: Tensor, place: int, width: int) -> Tensor:
 class _Noise(LogitsProcessor):
     """Turns greedy decoding into sampling, and keeps the log-prob of what is chosen where it is asked to."""
 
-    def __init__(self, keys: Tensor, prompt: int, temperature: float, keep: bool) -> None:
-        self.keys, self.prompt, self.temperature = keys, prompt, temperature
+    def __init__(self, keys: Tensor, prompt: int, how: Sampling, keep: bool) -> None:
+        self.keys, self.prompt, self.temperature, self.truncation = keys, prompt, how.temperature, how.truncation
         self.kept: list[Tensor] | None = [] if keep else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float() / self.temperature
+        scores = self.truncation(input_ids, scores)
         noisy = scores + gumbel(self.keys, input_ids.shape[1] - self.prompt, scores.shape[1]).to(scores.dtype)
         if self.kept is not None:
             self.kept.append(scores.log_softmax(-1).gather(1, noisy.argmax(-1, keepdim=True))[:, 0])
         return noisy
+
+
+class _Stopped(StoppingCriteria):
+    """Ends the completions that came to a stop, and keeps how many tokens each has then."""
+
+    def __init__(self, stop: Stop, prompt: int, rows: int) -> None:
+        self.stop, self.prompt = stop, prompt
+        self.lengths: list[int | None] = [None] * rows
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        drawn = input_ids[:, self.prompt :]
+        for row, ids in enumerate(drawn.tolist()):
+            if self.lengths[row] is None and self.stop.here(ids):
+                self.lengths[row] = len(ids)
+        done = [length is not None for length in self.lengths]
+        return torch.tensor(done, device=input_ids.device)
 
 
 @contextmanager
@@ -86,61 +161,81 @@ def end_ids(model: PreTrainedModel, tokenizer_end: int) -> frozenset[int]:
     return frozenset([tokenizer_end, *more])
 
 
-@torch.no_grad()
-def draw(
-    model: PreTrainedModel,
-    prompts: Sequence[Ids],
-    keys: Sequence[int] | None,
-    *,
-    ends: frozenset[int],
-    limit: int,
-    temperature: float = 1.0,
-    batch: int = 256,
-    keep_logp: bool = False,
-) -> list[Drawn]:
-    """One completion of at most `limit` tokens for each prompt; greedy where `keys` is None.
+@dataclass
+class Generate:
+    """transformers' `generate` on the policy itself, `batch` prompts at a time: half as many where memory runs out."""
 
-    Prompts are padded on the left and go through the model `batch` at a time, those of like length together.
-    """
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    found: dict[int, Drawn] = {}
-    with plainly(model):
-        for start in range(0, len(by_length), batch):
-            rows = by_length[start : start + batch]
+    model: PreTrainedModel
+    batch: int = 256
+    say: Callable[[str], None] = print
+
+    def __call__(
+        self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
+    ) -> list[Drawn]:
+        """A completion for each prompt; greedy where `keys` is None.
+
+        Prompts are padded on the left, and those of like length go through the model together.
+        """
+        waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        found: dict[int, Drawn] = {}
+        while waiting:
+            rows = waiting[: self.batch]
             chosen = None if keys is None else [keys[row] for row in rows]
-            some = _draw_batch(model, [prompts[row] for row in rows], chosen, ends, limit, temperature, keep_logp)
-            found |= zip(rows, some, strict=True)
-    return [found[row] for row in range(len(prompts))]
+            some = self._fitting([prompts[row] for row in rows], chosen, how, keep_logp)
+            if some is not None:
+                found |= zip(rows, some, strict=True)
+                waiting = waiting[len(rows) :]
+        return [found[row] for row in range(len(prompts))]
+
+    def _fitting(
+        self, prompts: list[Ids], keys: list[int] | None, how: Sampling, keep_logp: bool
+    ) -> list[Drawn] | None:
+        """The completions; None where memory ran out, and fewer prompts are to be tried."""
+        try:
+            with plainly(self.model):
+                return _draw_batch(self.model, prompts, keys, how, keep_logp)
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(prompts) == 1:
+                message = "out of memory while one completion is drawn"
+                raise GroError.plain(message, help="lower --max-completion or --max-prompt") from None
+        self.batch = len(prompts) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.say(f"out of memory while sampling: going on with {self.batch} completions at once")
+        return None
 
 
+@torch.no_grad()
 def _draw_batch(
-    model: PreTrainedModel,
-    prompts: list[Ids],
-    keys: list[int] | None,
-    ends: frozenset[int],
-    limit: int,
-    temperature: float,
-    keep_logp: bool,
+    model: PreTrainedModel, prompts: list[Ids], keys: list[int] | None, how: Sampling, keep_logp: bool
 ) -> list[Drawn]:
     width = max(map(len, prompts))
-    pad = min(ends)
+    pad = min(how.ends)
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     attention = (torch.arange(width, device=model.device)[None] >= width - lengths[:, None]).long()
-    noise = None
-    if keys is not None:
-        noise = _Noise(torch.tensor(keys, device=model.device), width, temperature, keep_logp)
-    config = _settings(do_sample=False, max_new_tokens=limit, eos_token_id=sorted(ends), pad_token_id=pad)
+    noise = None if keys is None else _Noise(torch.tensor(keys, device=model.device), width, how, keep_logp)
+    stopped = None if how.stop is None else _Stopped(how.stop, width, len(prompts))
+    config = _settings(do_sample=False, max_new_tokens=how.limit, eos_token_id=sorted(how.ends), pad_token_id=pad)
     output = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=attention,
         generation_config=config,
         logits_processor=LogitsProcessorList([noise] if noise else []),
+        stopping_criteria=StoppingCriteriaList([stopped] if stopped else []),
     )
     logps = torch.stack(noise.kept, 1).tolist() if noise is not None and noise.kept else [[]] * len(prompts)
-    return [_cut(row, logp, ends) for row, logp in zip(output[:, width:].tolist(), logps, strict=True)]
+    stops = stopped.lengths if stopped is not None else [None] * len(prompts)
+    return [
+        _cut(row, logp, how.ends, stop)
+        for row, logp, stop in zip(output[:, width:].tolist(), logps, stops, strict=True)
+    ]
 
 
-def _cut(ids: Ids, logp: list[float], ends: frozenset[int]) -> Drawn:
-    stop = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-    return Drawn(ids[:stop], logp[:stop])
+def _cut(ids: Ids, logp: list[float], ends: frozenset[int], stop: int | None) -> Drawn:
+    """What was drawn before the padding; `stop` counts the tokens up to a stop."""
+    end = next((place + 1 for place, token in enumerate(ids) if token in ends), None)
+    length = min((one for one in (end, stop) if one is not None), default=None)
+    return Drawn(ids[:length], logp[:length], finished=length is not None)

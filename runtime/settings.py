@@ -83,6 +83,9 @@ class ModelSettings(Panel):
     )
     checkpointing: bool = Field(False, description="Recompute activations in the backward pass, for memory.")
     compile: bool = Field(False, description="Run the model's layers through torch.compile.")
+    chat_template: str | None = Field(
+        None, description="Jinja file for conversational rows, in place of the tokenizer's chat template."
+    )
     trust_remote_code: bool = Field(False, description="Run code that the model's hub folder brings along.")
 
 
@@ -105,6 +108,16 @@ class SamplingSettings(Panel):
         None, ge=1, description="Completions drawn for each prompt; the method's number if left out."
     )
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="Of sampling, and of every log-prob.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Draw from the fewest tokens that have this probability together."
+    )
+    top_k: int = Field(0, ge=0, description="Draw from this many of the likeliest tokens; 0: from all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Draw from the tokens with at least this share of the likeliest one's probability."
+    )
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="Text that a sample ends with, beside the end token; may be repeated."
+    )
 
 
 class OptimizerSettings(Panel):
@@ -196,7 +209,7 @@ class RunSettings(
 
 
 REWARD = (
-    *("model", "trust_remote_code", "precision", "data", "max_prompt", "max_completion"),
+    *("model", "chat_template", "trust_remote_code", "precision", "data", "max_prompt", "max_completion"),
     *("steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "seed"),
     *("eval_data", "eval_rows", "output", "resume", "save_every", "keep"),
 )

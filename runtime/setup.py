@@ -28,6 +28,7 @@ from grolang.runtime.policy import (
     window,
 )
 from grolang.runtime.rollout import Sampler
+from grolang.runtime.sampling import Generate, Sampling, Stop, end_ids
 from grolang.runtime.score_sources import Sources
 from grolang.runtime.scores import Patience, Scorer
 from grolang.runtime.scoring import Scoring
@@ -61,7 +62,8 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     check_folder(path, "--model")
     if settings.reference is not None:
         check_folder(settings.reference, "--reference")
-    encoder = Encoder(load_tokenizer(path, trust_remote_code=settings.trust_remote_code))
+    trust, template = settings.trust_remote_code, settings.chat_template
+    encoder = Encoder(load_tokenizer(path, trust_remote_code=trust, template=template))
     files = [_checked(name, part) for name, part in zip(data_files(method.data, settings), method.data, strict=True)]
     patience = Patience(settings.score_timeout, settings.score_retries, settings.on_score_error)
     sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
@@ -75,7 +77,8 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     if len(files) > 1:
         examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, uncut))
 
-    sampler = Sampler(accelerator, model, encoder, scoring, settings.seed, settings.temperature, longest)
+    how = _sampling(settings, end_ids(model, encoder.end), longest, encoder)
+    sampler = Sampler(accelerator, Generate(model, say=say), how, encoder, scoring, settings.seed)
     examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
     held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
     if held is not None:
@@ -96,6 +99,11 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     needs, group = method.needs, settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
     return Run(settings, method, model, engine, encoder, examples, scoring, drawing, held_out)
+
+
+def _sampling(settings: RunSettings, ends: frozenset[int], limit: int, encoder: Encoder) -> Sampling:
+    told = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+    return Sampling(ends, limit, **told, stop=Stop(settings.stop, encoder.tokenizer) if settings.stop else None)
 
 
 def data_files(kinds: Sequence[str], settings: RunSettings) -> list[str]:

@@ -707,8 +707,15 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "end_token_cut",
             "a completion loses its end token",
-            "stop = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))",
-            "stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))",
+            "end = next((place + 1 for place, token in enumerate(ids) if token in ends), None)",
+            "end = next((place for place, token in enumerate(ids) if token in ends), None)",
+            SAMPLING,
+        ),
+        (
+            "stop_goes_on",
+            "what is drawn after a stop stays in the completion",
+            "length = min((one for one in (end, stop) if one is not None), default=None)",
+            "length = end",
             SAMPLING,
         ),
         (
