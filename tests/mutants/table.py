@@ -23,10 +23,12 @@ FUSED_PARTS = "tests/unit/test_fused_parts.py"
 CHOICES = "tests/docs/test_choices.py"
 EXACT = "tests/runtime/test_runtime_exact.py"
 SAMPLING = "tests/runtime/test_runtime_sampling.py"
+SAMPLES = "tests/runtime/test_runtime_samples.py"
 SCORES = "tests/runtime/test_runtime_scores.py"
 DATA = "tests/runtime/test_runtime_data.py"
 RUN = "tests/runtime/test_runtime_run.py"
 METRICS = "tests/runtime/test_runtime_metrics.py"
+DESCENT = "tests/runtime/test_runtime_descent.py"
 EVALUATION = "tests/runtime/test_runtime_evaluation.py"
 
 
@@ -301,7 +303,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "values of the last chunk's log-probs are kept for the next",
             "for index in self.program.current:\n            self.values.pop(index, None)",
             "for index in ():\n            self.values.pop(index, None)",
-            FUSED,
+            PATHS,
         ),
         (
             "padding_counts",
@@ -393,7 +395,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "gradients of tokens that were sorted by group are not put back in their places",
             "whole.flatten(0, 1).index_copy_(0, slots, made.hidden)",
             "whole.flatten(0, 1).index_copy_(0, slots.sort()[0], made.hidden)",
-            f"{SCHEDULES} {FUSED}",
+            f"{PATHS} {FUSED}",
         ),
     ),
     *_rows(
@@ -481,7 +483,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "the gradient that comes from above is ignored",
             "grad.mul_(upstream).to(dtype)",
             "grad.to(dtype)",
-            FUSED_PARTS,
+            FUSED,
         ),
     ),
     *_rows(
@@ -532,7 +534,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "where `a < b` fails, a > b is believed",
             '"less": "greater_equal",',
             '"less": "greater",',
-            f"{GOLDEN} {FUNCTIONS}",
+            GOLDEN,
         ),
     ),
     *_rows(
@@ -658,7 +660,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "`logp_old` is taken anew at every update",
             "if self.batch.logp_old is not None:\n            return self",
             "if False:\n            return self",
-            f"{EXACT} {RUN}",
+            EXACT,
         ),
     ),
     *_rows(
@@ -733,14 +735,14 @@ MUTANTS: tuple[Mutant, ...] = (
             "the greedy completion is a sampled one",
             "ids += [one.ids for one in self.complete([example.prompt for example in examples], None)]",
             "ids += [one.ids for one in self.complete([example.prompt for example in examples], range(len(examples)))]",
-            f"{SAMPLING} {EXACT} {RUN}",
+            SAMPLES,
         ),
         (
             "draws_repeat",
             "every step draws with the numbers of the first: the sampler's state is lost",
             'keys = [key(self.seed, "draw", number, at, k)',
             'keys = [key(self.seed, "draw", at, k)',
-            f"{SAMPLING} {RUN}",
+            SAMPLES,
         ),
         (
             "demonstrations_unmarked",
@@ -774,7 +776,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "the first step of a warm-up has rate 0",
             "return settings.lr * (step + 1) / warmup",
             "return settings.lr * step / warmup",
-            RUN,
+            DESCENT,
         ),
     ),
     *_rows(

@@ -239,3 +239,13 @@ def test_held_out_rows_are_not_trained_on(write: Write) -> None:
     examples = load_examples(open_rows(write(rows_of("prompts", 20))), "prompts", ENCODER, Limits(None))
     rest, apart = examples.divide(4, seed=0)
     assert len(rest) == 16 and len(apart) == 4 and not set(rest.kept) & set(apart.kept)
+
+
+def test_a_prompt_that_is_held_out_is_in_no_row_that_is_trained_on(write: Write) -> None:
+    """Each prompt stands on two rows, as where several answers of one question are kept."""
+    twice = [{"prompt": f"{row % 10}?", "completion": str(row)} for row in range(20)]
+    examples = load_examples(open_rows(write(twice)), "demonstrations", ENCODER, Limits(None))
+    rest, apart = examples.divide(4, seed=0)
+    shown = {examples.rows[number]["prompt"] for number in apart.kept}
+    assert len(apart) == 4 and len(rest) == 20 - 2 * len(shown)
+    assert not shown & {examples.rows[number]["prompt"] for number in rest.kept}

@@ -131,6 +131,14 @@ def test_every_micro_batch_gives_the_same_gradient(name: str, updates: int, tmp_
         torch.testing.assert_close(same.logp, batch.logp, rtol=1e-10, atol=1e-11)
 
 
+def test_the_old_policy_is_the_one_that_the_step_started_from(tmp_path: Path) -> None:
+    chosen = method("grpo", tmp_path)
+    _, first = gradient(chosen, 64, updates=1)
+    _, third = gradient(chosen, 64, updates=3)
+    assert not torch.allclose(third.logp, first.logp)
+    torch.testing.assert_close(third.logp_old, first.logp, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", [*METHODS, *OWN])
 def test_the_gradient_is_that_of_the_loss_on_plain_logits(name: str, tmp_path: Path) -> None:
     """The independent way: transformers' own logits, torch's log_softmax, autograd through `method.loss`."""

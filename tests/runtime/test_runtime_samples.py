@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import rows_of
+from conftest import rows_of, tiny_model
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from grolang import GroError
 from grolang.runtime import parquet, samples, start
+from grolang.runtime.sampling import draw
 
 
 def run(tiny: str, output: Path, method: str, kind: str, **flags: Any) -> Path:
@@ -81,6 +83,26 @@ def test_a_resumed_run_keeps_the_samples_of_the_run_that_was_never_stopped(tiny:
     start({"output": str(cut), "resume": True}, None, Console(file=io.StringIO()))
     found, whole = parquet.read_samples(cut), parquet.read_samples(drawn)
     assert found is not None and found.equals(whole)
+
+
+def test_every_step_draws_anew_and_the_greedy_completion_is_drawn_without_chance(tiny: str, tmp_path: Path) -> None:
+    """One prompt, a model that does not move: ReMax asks for three samples and the greedy completion at each step."""
+    seen = tmp_path / "seen.jsonl"
+    (tmp_path / "rewards.py").write_text(
+        "import json\n\n\ndef kept(completions, **columns):\n"
+        f"    with open({str(seen)!r}, 'a') as file:\n        file.write(json.dumps(completions) + '\\n')\n"
+        "    return [float(len(text)) for text in completions]\n"
+    )
+    data = tmp_path / "one.jsonl"
+    data.write_text(json.dumps({"prompt": "1+1=", "answer": "2"}) + "\n")
+    flags = {"group": 3, "batch": 1, "steps": 2, "lr": 1e-30, "score": {"correct": f"{tmp_path / 'rewards.py'}:kept"}}
+    run(tiny, tmp_path / "out", "remax", "prompts", data=str(data), **flags)
+    first, second = (json.loads(line) for line in seen.read_text().splitlines())
+    own = AutoTokenizer.from_pretrained(tiny)
+    prompt = own("1+1=")["input_ids"]
+    (best,) = draw(tiny_model(), [prompt], None, ends=frozenset([own.eos_token_id]), limit=6)
+    assert first[3] == second[3] == own.decode(best.ids, skip_special_tokens=True)
+    assert len({*first[:3], *second[:3], first[3]}) == 7
 
 
 def test_pairs_keep_their_labels(tiny: str, tmp_path: Path) -> None:
