@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from grolang.explain.document import Document, Link, Paragraph, Section, Table, Words
+from grolang.explain.document import Block, Document, Items, Link, Paragraph, Section, Table, Words
 from grolang.explain.estimator import argues, components, plain_body
 from grolang.explain.facts import aggregation, bias, requirements
 from grolang.explain.formula import Formula, Printer
@@ -15,6 +15,7 @@ from grolang.language.checker import check
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.expressions import constant
 from grolang.language.ir import Argument, MethodIR
+from grolang.language.source import heading
 
 #: definitions that a row writes out; what else an author has named stays a name
 _EXPANDED = ("measure", "alpha")
@@ -98,14 +99,35 @@ def _advantage(printer: Printer) -> str:
     return f"{printer.of(upsilon.body)}{comma}{sign} = {body}"
 
 
+def erratum(text: str) -> str:
+    """What the comment at a file's head says of a misprint: from `Erratum:` to the line that ends its sentence."""
+    lines = heading(text)
+    start = next((at for at, line in enumerate(lines) if line.startswith(_ERRATUM)), len(lines))
+    end = next((at for at in range(start, len(lines)) if lines[at].endswith(".")), len(lines) - 1)
+    return " ".join(lines[start : end + 1]).removeprefix(_ERRATUM).strip()
+
+
 def table_of(names: Iterable[str] | None = None) -> Document:
-    """Table 1 of these files or built-in methods, of all built-in ones where none is named."""
+    """Table 1 of these files or built-in methods, of all built-in ones where none is named.
+
+    A row whose file notes an erratum of the printed table is marked †; the errata stand below.
+    """
     checked = [check(library.find(name)) for name in (library.built_in() if names is None else names)]
-    rows = tuple(row(found.unwrap(), found.findings).cells for found in checked)
-    block = Table(tuple((word,) for word in HEAD), rows)
-    return Document("Table 1 of arXiv:2503.19523, from the files", (Section("", (Paragraph(_ABOUT), block)),))
+    rows, errata = [], []
+    for found in checked:
+        method = found.unwrap()
+        (name, *_), *cells = row(method, found.findings).cells
+        noted = erratum(found.sources[method.file].text)
+        rows.append(((name, " †") if noted else (name,), *cells))
+        errata += [(name, f": {noted}")] if noted else []
+    blocks: list[Block] = [Paragraph(_ABOUT), Table(tuple((word,) for word in HEAD), tuple(rows))]
+    if errata:
+        blocks += [Paragraph(("† departs from what the paper prints, where the method's own paper says otherwise:",))]
+        blocks += [Items(tuple(errata))]
+    return Document("Table 1 of arXiv:2503.19523, from the files", (Section("", tuple(blocks)),))
 
 
+_ERRATUM = "Erratum:"
 _ABOUT: Words = (
     "The gradient sums ω(z) υ(A) ∇ log π over tokens; where ω depends on no z, nothing is compared. A sequence has the "
     "index i, its token t, its group g; R is the reward, A its advantage over the baseline B.",

@@ -37,6 +37,19 @@ grolang run like_trl.gro --set epsilon_high=0.2
 - **cut in two**: the gradient of two micro-batches, accumulated as the library does, against that of one.
 
 A method here never depends on the micro-batch.
+
+Differences that one may look for, and the rows that show them:
+
+- The spread divides by N − 1: `GRPOConfig(loss_type="grpo")`, `adv_estimator=grpo loss_mode=vanilla`. Liger is given
+  its advantages.
+- `dr_grpo` still divides by the spread: `GRPOConfig(loss_type="dr_grpo")`. In verl `norm_adv_by_std_in_grpo=False`
+  mends it.
+- CISPO's upper bound is 0.2 by default, and bounds the ratio itself: `GRPOConfig(loss_type="cispo")`,
+  `LigerFusedLinearGRPOLoss(loss_type="cispo")`. verl's is 1.2.
+- IPO is three losses under one name: log-ratios averaged over tokens in `DPOConfig(loss_type="ipo")`; log-probs
+  averaged, without a reference, in `CPOConfig` and `TPOConfig`; log-ratios summed, as the paper prints it, in
+  `OnlineDPOConfig`. Liger's raises an error, and verl has none.
+- An aggregation depends on the micro-batch: every row that is not *same* when cut in two.
 """
 WIDTH = 120
 

@@ -30,12 +30,14 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from grolang.compiler.batch import Batch
 from grolang.compiler.method import load
 from grolang.integrations.peer import Gradient, Loss, Peer
-from grolang.integrations.scripted import Script, folder, follow, script, tokenizer
+from grolang.integrations.scripted import PAD, Script, folder, follow, script, tokenizer
 
 #: what dr_grpo divides by
 LENGTH = 8
@@ -140,6 +142,48 @@ def _online(trainer: Any, config: Any, options: dict[str, Any]) -> Callable[[Bat
     return run
 
 
+def online_dpo(**options: Any) -> Callable[[Batch, int], Gradient]:
+    """Online DPO, on pairs that the reward function tells the better one of: the batch's labels."""
+
+    def run(batch: Batch, parts: int) -> Gradient:
+        told, count = script(batch), batch.mask.shape[0] // 2
+        assert batch.label is not None
+        labels = batch.label.tolist()
+        text = [" ".join(f"t{token}" for token in told.prompt(2 * pair)) for pair in range(count)]
+
+        def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+            return [labels[told.row(ids[0])] for ids in completion_ids]
+
+        def drawn(_: Any, prompts: list[str], images: Any = None) -> tuple[Any, ...]:
+            pairs = [text.index(prompt) for prompt in prompts]
+            first = [2 * pair + pair % 2 for pair in pairs]  # the better one is drawn first, or second
+            taken = first + [row ^ 1 for row in first]
+            prompt = torch.tensor([told.prompt(row) for row in taken])
+            ids = [torch.tensor(told.completion(row)) for row in taken]
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(part) for part in ids], batch_first=True)
+            completion = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
+            return prompt, torch.ones_like(prompt), completion, mask, None
+
+        def rows(made: Any, told: Script, parts: int) -> list[Any]:
+            made._generate = drawn
+            step = count // parts
+            return [{"prompt": text[start : start + step]} for start in range(0, count, step)]
+
+        return _train(
+            OnlineDPOTrainer,
+            OnlineDPOConfig,
+            options,
+            told,
+            parts,
+            count // parts,
+            rows,
+            reward_funcs=reward,
+            train_dataset=Dataset.from_dict({"prompt": ["t2"]}),
+        )
+
+    return run
+
+
 def made_without_rollouts(made: Any) -> bool:
     return not hasattr(made, "rollout_func")
 
@@ -193,6 +237,10 @@ def _pairs() -> Dataset:
     return Dataset.from_dict({"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"]})
 
 
+def _triples() -> Dataset:
+    return Dataset.from_dict({"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"], "reference": [" t5"]})
+
+
 def _completions() -> Dataset:
     return Dataset.from_dict({"prompt": ["t2"] * 2, "completion": [" t3"] * 2, "label": [True, False]})
 
@@ -223,6 +271,10 @@ def cpo(**options: Any) -> Any:
 
 def orpo(**options: Any) -> Any:
     return _offline(ORPOTrainer, ORPOConfig, options, _labelled_pair, _pairs, True)
+
+
+def tpo(**options: Any) -> Any:
+    return _offline(TPOTrainer, TPOConfig, options, _pair, _triples, True)
 
 
 _STD = "σ_g = sample_std(reward over group) + 0.0001"
@@ -523,6 +575,25 @@ _DPO = (
     _dpo("sigmoid", "dpo", use_weighting=True, beyond="weights need the sum of squared probabilities at each token"),
 )
 
+_ONLINE = (
+    Loss(
+        'OnlineDPOConfig(loss_type="sigmoid", beta=0.5)',
+        online_dpo(loss_type="sigmoid", beta=0.5),
+        "dpo",
+        {"beta": 0.5},
+        note="micro-batches are added up, not averaged: gradient_accumulation_steps multiplies the gradient",
+        trap=True,
+    ),
+    Loss(
+        'OnlineDPOConfig(loss_type="ipo", beta=0.5)',
+        online_dpo(loss_type="ipo", beta=0.5),
+        "ipo",
+        {"beta": 0.5},
+        note="log-ratios are summed, as the paper has it; DPOConfig averages them",
+        trap=True,
+    ),
+)
+
 _KTO = (
     Loss(
         'KTOConfig(loss_type="kto", beta=0.5)',
@@ -575,6 +646,7 @@ _CPO = (
         {"beta": 0.5},
         ("measure = mean(logp over tokens)", _MEAN),
         note="log-probs are averaged over tokens, and there is no reference",
+        trap=True,
     ),
     Loss(
         'CPOConfig(loss_type="simpo", beta=2.0, simpo_gamma=1.0)',
@@ -604,6 +676,34 @@ _CPO = (
             "credit = exp(-0.5 * average)",
         ),
         note="AlphaPO",
+    ),
+)
+
+_TPO = (
+    Loss(
+        'TPOConfig(loss_type="sigmoid", beta=0.5, tpo_alpha=0.0)',
+        tpo(loss_type="sigmoid", beta=0.5, tpo_alpha=0.0),
+        "cpl",
+        {"beta": 0.5, "gamma": 1},
+    ),
+    Loss(
+        'TPOConfig(loss_type="hinge", beta=0.5, tpo_alpha=0.0)',
+        tpo(loss_type="hinge", beta=0.5, tpo_alpha=0.0),
+        "slic",
+        {"delta": 2, "nll": 0},
+    ),
+    Loss(
+        'TPOConfig(loss_type="ipo", beta=0.5, tpo_alpha=0.0)',
+        tpo(loss_type="ipo", beta=0.5, tpo_alpha=0.0),
+        "ipo",
+        {"beta": 0.5},
+        ("measure = mean(logp over tokens)", _MEAN),
+        note="log-probs are averaged over tokens, and there is no reference",
+    ),
+    Loss(
+        'TPOConfig(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, tpo_alpha=0.0)',
+        tpo(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, tpo_alpha=0.0),
+        "simpo",
     ),
 )
 
@@ -639,8 +739,10 @@ PEER = Peer(
         "GRPO": _GRPO,
         "RLOO": _RLOO,
         "DPO": _DPO,
+        "Online DPO": _ONLINE,
         "KTO": _KTO,
         "CPO": _CPO,
+        "TPO": _TPO,
         "ORPO": _ORPO,
     },
     recurring={_STD: "N − 1, plus 0.0001", _NLL: "likelihood per token of the batch"},
@@ -649,9 +751,15 @@ PEER = Peer(
         *(f'DPOConfig loss_type="{name}"' for name in _named(DPOTrainer._compute_loss, "loss_type")),
         *(f'KTOConfig loss_type="{name}"' for name in _named(KTOTrainer._compute_loss, "self.loss_type")),
         *(f'CPOConfig loss_type="{name}"' for name in _named(CPOTrainer.cpo_loss, "self.loss_type")),
+        *(f'TPOConfig loss_type="{name}"' for name in _named(TPOTrainer._compute_loss, "self.loss_type")),
+        *(
+            f'OnlineDPOConfig loss_type="{name}"'
+            for name in _named(OnlineDPOTrainer.training_step, "self.args.loss_type")
+        ),
     ),
     left_out={
         "entropy_coef": "an entropy bonus: the entropy is a number in the language, without a gradient",
+        "tpo_alpha": "the likelihood of a gold response, which stands beside the pair",
         "use_vllm": "weights against the sampling engine, which need vLLM",
         "tool masks, truncated completions, several rewards, other trainers of trl.experimental": "not run",
     },

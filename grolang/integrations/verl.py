@@ -392,5 +392,6 @@ PEER = Peer(
         "adv_estimator=tir_optimal_token_baseline": "the same, over turns",
         "kl_loss_type=full": "not implemented in verl",
         "use_kl_in_reward": "a change of the rewards before the estimator; see reinforce_pp",
+        "losses of pairs (DPO, IPO, …)": "verl has none",
     },
 )

@@ -13,8 +13,15 @@ from grolang.language.source import Source
 from grolang.laws.check import check_law
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "maths.md"
-TABLE = PAGE.read_text(encoding="utf-8").split("<!-- equations -->")[1].split("<!-- end equations -->")[0]
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.strip().splitlines()[2:]]
+
+
+def table(name: str) -> list[list[str]]:
+    """The rows of a table of the page."""
+    text = PAGE.read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split(f"<!-- end {name} -->")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()[2:]]
+
+
+ROWS, NUMBERS = table("equations"), table("numbers")
 LAWS = sorted({found for row in ROWS for found in re.findall(r"`(\w+: \w+)`", row[2])})
 
 
@@ -29,6 +36,17 @@ def test_every_equation_is_held_by_a_law_that_exists(row: list[str]) -> None:
     assert named, row
     for method, law in named:
         assert law in grolang.load(method).ir.laws, f"{method}: {law}"
+
+
+def test_every_number_from_1_to_37_has_a_row_that_says_what_holds_it_or_that_it_was_not_seen() -> None:
+    numbers: list[int] = []
+    for place, statement, held in NUMBERS:
+        first, last = (re.findall(r"\d+", place) * 2)[:2]
+        numbers += range(int(first), int(last) + 1)
+        assert held or "not seen" in statement
+        for method, law in re.findall(r"`(\w+): (\w+)`", held):
+            assert law in grolang.load(method).ir.laws, f"{method}: {law}"
+    assert numbers == list(range(1, 38))
 
 
 #: the printed form: method, what it says instead, and the law that then breaks

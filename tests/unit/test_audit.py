@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from grolang.cli import main
 from grolang.integrations import peer as peers
 from grolang.integrations.audit import against, compared, finding, run
 from grolang.integrations.cases import CUT, SHAPES, VOCABULARY, case, cases, entropy, logits
-from grolang.integrations.page import page, text
+from grolang.integrations.page import INTRO, page, text
 from grolang.integrations.peer import Gradient, Loss, Peer
 
 PEER = Peer("trl", "losses of a test", 1e-9, {}, {}, (), {})
@@ -189,3 +191,14 @@ def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert '- `reinforce(x="a|b")`: no baseline.' in told and "- `other`: no time." in told
     (row,) = [line for line in told.splitlines() if line.startswith("| `reinforce")]
     assert '`reinforce(x="a\\|b")`' in row and "| `baseline = 0` |" in row and "differs in advantage" in row
+
+
+def test_the_differences_that_the_page_names_first_are_rows_of_it() -> None:
+    listed = INTRO.split("Differences that one may look for")[1]
+    named = [
+        *re.findall(r"`((?:\w+Config|Liger\w+)\([^`]*)\)`", listed),
+        *re.findall(r"`(adv_estimator=[^`]+)`", listed),
+    ]
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    assert text.startswith(INTRO) and len(named) == 6
+    assert not [name for name in named if f"| `{name}" not in text]
