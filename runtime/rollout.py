@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from grolang.runtime.data import Record, is_conversation
 from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
-from grolang.runtime.sampling import Drawn, Generate, Sampling
+from grolang.runtime.sampling import Drawn, Generator, Sampling
 from grolang.runtime.scoring import Scoring, counts, gathered, share
 from grolang.runtime.step import Sample
 
@@ -29,7 +29,7 @@ class Sampler:
     """Draws and scores completions; each process its share of the prompts, and all of them know all results."""
 
     accelerator: Accelerator
-    generate: Generate
+    generate: Generator
     how: Sampling
     encoder: Encoder
     scoring: Scoring

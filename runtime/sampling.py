@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -116,7 +116,7 @@ class _Noise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float() / self.temperature
-        scores = self.truncation(input_ids, scores)
+        scores = self.truncation(input_ids, scores)  # type: ignore[arg-type]
         noisy = scores + gumbel(self.keys, input_ids.shape[1] - self.prompt, scores.shape[1]).to(scores.dtype)
         if self.kept is not None:
             self.kept.append(scores.log_softmax(-1).gather(1, noisy.argmax(-1, keepdim=True))[:, 0])
@@ -159,6 +159,17 @@ def end_ids(model: PreTrainedModel, tokenizer_end: int) -> frozenset[int]:
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = own if isinstance(own, list) else [own] if isinstance(own, int) else []
     return frozenset([tokenizer_end, *more])
+
+
+class Generator(Protocol):
+    """What draws: a completion for each prompt, in their order; greedy without keys, else each by its own key.
+
+    `keep_logp` asks for the log-probs of what was drawn from; an engine may give them unasked.
+    """
+
+    def __call__(
+        self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
+    ) -> list[Drawn]: ...
 
 
 @dataclass

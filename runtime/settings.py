@@ -118,6 +118,14 @@ class SamplingSettings(Panel):
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)] = Field(
         (), description="Text that a sample ends with, beside the end token; may be repeated."
     )
+    engine: str = Field(
+        "transformers",
+        pattern=r"^(transformers|vllm|https?://.+)$",
+        description="What draws: transformers; experimental: vllm in this process, or the address of a server of vLLM.",
+    )
+    engine_memory: float = Field(
+        0.3, gt=0, lt=1, description="Share of the GPU's memory for --engine vllm (experimental)."
+    )
 
 
 class OptimizerSettings(Panel):
@@ -258,6 +266,8 @@ def _finding(item: Any) -> str:
         return f"the setting `{name}` has no value: give {flag(name)}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
+    if item["type"] == "string_pattern_mismatch":
+        return f"{flag(name)} {item['input']}: expected {RunSettings.model_fields[name].description}"
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{flag(name)} {item['input']}: {message}"
 

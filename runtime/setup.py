@@ -15,6 +15,7 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
 from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
 from grolang.runtime.data import COLUMNS, Rows, check_columns, check_filled, check_rows, open_rows
+from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
 from grolang.runtime.names import check_folder
@@ -28,7 +29,7 @@ from grolang.runtime.policy import (
     window,
 )
 from grolang.runtime.rollout import Sampler
-from grolang.runtime.sampling import Generate, Sampling, Stop, end_ids
+from grolang.runtime.sampling import Sampling, Stop, end_ids
 from grolang.runtime.score_sources import Sources
 from grolang.runtime.scores import Patience, Scorer
 from grolang.runtime.scoring import Scoring
@@ -78,7 +79,8 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
         examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, uncut))
 
     how = _sampling(settings, end_ids(model, encoder.end), longest, encoder)
-    sampler = Sampler(accelerator, Generate(model, say=say), how, encoder, scoring, settings.seed)
+    draws = generator(settings, model, path, accelerator, say)
+    sampler = Sampler(accelerator, draws, how, encoder, scoring, settings.seed)
     examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
     held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
     if held is not None:

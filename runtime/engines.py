@@ -1,0 +1,93 @@
+"""What draws completions, by `--engine`: transformers on the policy itself, vLLM beside it, or a server of vLLM.
+
+vLLM keeps weights of its own, so the policy's are handed to it whenever they have moved since it drew last. Its
+log-probs are those of the distribution that it drew from, and become `logp_sampler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from grolang.language.diagnostics import GroError
+from grolang.runtime.adapters import need
+from grolang.runtime.policy import window
+from grolang.runtime.sampling import Generate, Generator, Sampling
+from grolang.runtime.settings import RunSettings
+from grolang.runtime.sharding import wanted
+
+
+def generator(
+    settings: RunSettings, model: PreTrainedModel, path: str, accelerator: Accelerator, say: Callable[[str], None]
+) -> Generator:
+    """The engine that the settings name; `path` is where the model's files are."""
+    engine = settings.engine
+    if engine == "transformers":
+        return Generate(model, say=say)
+    for name, given in (("--quantize", settings.quantize), ("--shard", wanted(settings.shard, accelerator))):
+        if given:
+            message = f"{name}: the weights that --engine {engine} would draw with are not whole here"
+            raise GroError.plain(message, help="leave --engine out")
+    if engine != "vllm":
+        from grolang.runtime.vllm_server import Server
+
+        return Server(engine.rstrip("/"), accelerator, Policy(model))
+    if accelerator.num_processes > 1:
+        message = f"--engine vllm draws in one process, and there are {accelerator.num_processes}"
+        raise GroError.plain(message, help="start a server of vLLM, and give its address: --engine http://HOST:8000")
+    need("vllm", "--engine vllm", "vllm")
+    from grolang.runtime.vllm_engine import Beside
+
+    return Beside(Policy(model), path, settings.engine_memory, window(model), settings.trust_remote_code)
+
+
+@dataclass
+class Policy:
+    """The weights that an engine of its own must have, and whether they have moved since they were handed over."""
+
+    model: PreTrainedModel
+    seen: list[int] = field(default_factory=list)
+
+    def moved(self) -> bool:
+        """Whether a weight was written to since the last call that gave True; True the first time."""
+        now = [parameter._version for parameter in self.model.parameters()]
+        before, self.seen = self.seen, now
+        return now != before
+
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of each weight as the model's files name them, a LoRA adapter added into what it adapts."""
+        adapted = set()
+        for name, layer in self.model.named_modules():
+            if hasattr(layer, "get_delta_weight"):
+                weight = layer.base_layer.weight
+                delta = sum(layer.get_delta_weight(one) for one in layer.active_adapters)
+                adapted.add(f"{name}.base_layer.weight")
+                yield f"{name}.weight", weight + delta.to(weight.dtype)
+        for name, parameter in self.model.named_parameters():
+            if name not in adapted and ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), parameter.detach()
+
+
+def request(how: Sampling, key: int | None) -> dict[str, Any]:
+    """What vLLM calls these settings; greedy without a key, else the key is the seed of this completion alone."""
+    told: dict[str, Any] = {
+        "max_tokens": how.limit,
+        "temperature": 0.0 if key is None else how.temperature,
+        "stop_token_ids": sorted(how.ends),
+        "logprobs": 1,
+        "skip_special_tokens": False,  # a stop may be the text of one
+    }
+    if how.stop is not None:
+        told["stop"] = list(how.stop.texts)
+    if key is None:
+        return told
+    truncation = {"top_p": how.top_p, "top_k": how.top_k, "min_p": how.min_p}
+    unsaid = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    return told | {"seed": key} | {name: value for name, value in truncation.items() if value != unsaid[name]}

@@ -1,0 +1,127 @@
+"""A server of vLLM (`vllm serve`) that draws over HTTP. Experimental: no real one was at hand.
+
+Prompts go to `/v1/completions` as token ids, and come back as token ids with a log-prob each. Weights that have moved
+are written to a folder which the server reads as well, and `/collective_rpc` makes it load them. That one and
+`/reset_prefix_cache` are there when it was started with VLLM_SERVER_DEV_MODE=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+
+from grolang.language.diagnostics import GroError
+from grolang.runtime.engines import Policy, request
+from grolang.runtime.examples import Ids
+from grolang.runtime.reference import folder
+from grolang.runtime.sampling import Drawn, Sampling
+
+START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+TIMEOUT = 1800.0  # seconds for one answer; a completion may wait for many others
+TOGETHER = 64  # requests that wait at the same time
+
+
+class Server:
+    """The server at an address. Every process sends its own prompts; the first one hands the weights over."""
+
+    def __init__(self, url: str, accelerator: Accelerator, policy: Policy) -> None:
+        self.url, self.accelerator, self.policy = url, accelerator, policy
+        self.checked = False
+
+    def __call__(
+        self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
+    ) -> list[Drawn]:
+        self._hand_over()
+        if keep_logp and not self.checked and prompts:
+            self._check_log_probs(prompts[0])
+        chosen = [None] * len(prompts) if keys is None else keys
+        with ThreadPoolExecutor(TOGETHER) as threads:
+            return list(threads.map(lambda prompt, key: self._complete(prompt, request(how, key)), prompts, chosen))
+
+    @cached_property
+    def name(self) -> str:
+        """Of the model that it serves."""
+        return str(self._ask("/v1/models")["data"][0]["id"])
+
+    @cached_property
+    def weights(self) -> Path:
+        """The folder that weights are handed over in; gone with this process."""
+        (folder() / "served").mkdir(parents=True, exist_ok=True)
+        self._kept = tempfile.TemporaryDirectory(dir=folder() / "served")
+        return Path(self._kept.name)
+
+    def _hand_over(self) -> None:
+        """The policy's weights, if they have moved; in all processes together."""
+        if not self.policy.moved():
+            return
+        failed: list[GroError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                self._load()
+            except GroError as error:
+                failed = [error]
+        (failure,) = broadcast_object_list(failed)
+        if failure is not None:
+            raise failure
+
+    def _load(self) -> None:
+        fresh = self.weights / ".model.safetensors.new"
+        state = {name: weight.cpu().contiguous() for name, weight in self.policy.weights()}
+        try:
+            save_file(state, str(fresh), metadata={"format": "pt"})
+            fresh.replace(self.weights / "model.safetensors")
+            self.policy.model.config.save_pretrained(self.weights)
+        except OSError as error:
+            raise GroError.plain(f"cannot write the weights for {self.url} to {self.weights}: {error}") from error
+        self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}})
+        self._ask("/reset_prefix_cache", {})
+
+    def _check_log_probs(self, prompt: Ids) -> None:
+        """The likeliest token alone has probability 1 where log-probs are those of what was drawn from."""
+        told = {"max_tokens": 1, "temperature": 1.0, "top_k": 1, "logprobs": 1}
+        (logp,) = self._complete(prompt, told).logp
+        if abs(logp) > 1e-3:
+            message = f"{self.url} gives the log-probs of the model, not those of what it draws from"
+            raise GroError.plain(message, help=f"start it with {START}")
+        self.checked = True
+
+    def _complete(self, prompt: Ids, told: Mapping[str, Any]) -> Drawn:
+        answer = self._ask("/v1/completions", {"model": self.name, "prompt": prompt, "return_token_ids": True, **told})
+        try:
+            (choice,) = answer["choices"]
+            ids, logp = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            if not ids or len(ids) != len(logp) or choice["finish_reason"] not in ("stop", "length"):
+                raise ValueError
+            return Drawn([int(one) for one in ids], [float(one) for one in logp], choice["finish_reason"] == "stop")
+        except (KeyError, TypeError, ValueError):
+            message = f"{self.url} gave no completion of token ids with their log-probs: {json.dumps(answer)[:300]}"
+            raise GroError.plain(message, help=f"it must be a server of vLLM: {START}") from None
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if secret := os.environ.get("VLLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {secret}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            question = urllib.request.Request(self.url + path, data, headers)
+            with urllib.request.urlopen(question, timeout=TIMEOUT) as answer:
+                text = answer.read()
+            return json.loads(text) if text.strip() else {}
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")[:300]
+            raise GroError.plain(f"{self.url}{path}: {error.code} {said}", help=f"start it with {START}") from None
+        except (OSError, ValueError) as error:
+            cause = getattr(error, "reason", error)
+            raise GroError.plain(f"no answer from {self.url}{path}: {cause}", help=f"start it with {START}") from None

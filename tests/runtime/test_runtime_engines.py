@@ -1,0 +1,209 @@
+"""A server that answers as vLLM's does, over real HTTP, with the weights that it is handed: the run is the same run.
+
+No vLLM takes part: what is tested is what is asked, what is read, and when the weights go over.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from grolang import GroError
+from grolang.runtime import defaults, parquet, start
+from grolang.runtime.adapters import add_lora
+from grolang.runtime.engines import Policy, generator, request
+from grolang.runtime.launch import resolve
+from grolang.runtime.policy import load_model, load_tokenizer
+from grolang.runtime.sampling import Generate, Sampling, Stop
+
+PATH = str(defaults.model_path())
+PROMPTS = str(defaults.data_path("prompts", "train"))
+
+
+def embedded() -> PreTrainedModel:
+    return load_model(PATH, dtype=torch.float32, device=torch.device("cpu"))
+
+
+class Service(ThreadingHTTPServer):
+    """The embedded model behind vLLM's addresses; `seen` has every question."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.model, self.tokenizer, self.lock = embedded(), load_tokenizer(PATH), threading.Lock()
+        self.seen: list[tuple[str, Any]] = []
+        self.broken: dict[str, Any] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def complete(self, told: dict[str, Any]) -> dict[str, Any]:
+        stop = Stop(tuple(told["stop"]), self.tokenizer) if "stop" in told else None
+        how = Sampling(
+            frozenset(told.get("stop_token_ids", [self.tokenizer.eos_token_id])), told["max_tokens"],
+            told["temperature"] or 1.0, told.get("top_p", 1.0), told.get("top_k", 0), told.get("min_p", 0.0), stop,
+        )  # fmt: skip
+        keys = [told.get("seed", 0)] if told["temperature"] else None
+        (one,) = Generate(self.model)([told["prompt"]], keys, how, keep_logp=True)
+        logps = [*one.logp, *[0.0] * (len(one.ids) - len(one.logp))]
+        return {
+            "token_ids": one.ids,
+            "logprobs": {"token_logprobs": logps},
+            "finish_reason": "stop" if one.finished else "length",
+        } | self.broken
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_GET(self) -> None:
+        self.reply({"data": [{"id": "policy"}]})
+
+    def do_POST(self) -> None:
+        told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append((self.path, told))
+            if self.path == "/collective_rpc":
+                assert told["method"] == "reload_weights"
+                self.server.model = AutoModelForCausalLM.from_pretrained(told["kwargs"]["weights_path"]).eval()
+                self.reply({"results": [None]})
+            elif self.path == "/v1/completions":
+                self.reply({"choices": [self.server.complete(told)]})
+            else:
+                self.reply(None)
+
+    def reply(self, value: Any) -> None:
+        text = b"" if value is None else json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    one = Service()
+    thread = threading.Thread(target=one.serve_forever, daemon=True)
+    thread.start()
+    yield one
+    one.shutdown()
+    one.server_close()
+    thread.join()
+
+
+def go(output: Path, **flags: Any) -> list[dict[str, Any]]:
+    given = {"method": "tis", "data": PROMPTS, "output": str(output), "steps": 2, "batch": 3, "group": 3, "lr": 1e-3}
+    start(given | {"warmup": 0, "eval_rows": 0, "max_completion": 16} | flags, None, Console(file=io.StringIO()))
+    found = parquet.read_samples(output)
+    assert found is not None
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("flags", [{}, {"lora": 4, "top_p": 0.9, "stop": ["="], "temperature": 1.2}])
+def test_a_run_on_a_server_is_the_run_without(service: Service, tmp_path: Path, flags: dict[str, Any]) -> None:
+    """Each completion is asked with its own seed, so weights that are not handed over would draw others."""
+    here = go(tmp_path / "here", **flags)
+    there = go(tmp_path / "there", engine=service.url, **flags)
+    assert [row["ids"] for row in there] == [row["ids"] for row in here]
+    for one, other in zip(there, here, strict=True):
+        assert one["finished"] == other["finished"]
+        assert one["logp_sampler"] == pytest.approx(other["logp_sampler"], abs=0.03)  # Adam enlarges rounding
+    asked = [path for path, _ in service.seen]
+    assert asked.count("/collective_rpc") == asked.count("/reset_prefix_cache") == 2  # the start and one update
+    assert asked.count("/v1/completions") == 2 * 9 + 1  # one more to see whose log-probs they are
+    assert 'engine = "http' in (tmp_path / "there/settings.toml").read_text()
+
+
+def test_the_adapter_is_in_the_weights_that_are_handed_over() -> None:
+    model, plain = embedded(), embedded()
+    _, settings = resolve({"method": "rloo", "lora": 4})
+    add_lora(model, PATH, settings)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain.load_state_dict(dict(Policy(model).weights()), strict=False)
+    ids = torch.arange(40)[None]
+    assert torch.allclose(plain(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-3)
+    assert not torch.allclose(plain(input_ids=ids).logits, embedded()(input_ids=ids).logits, atol=1e-2)
+    assert {name for name, _ in Policy(model).weights()} == {name for name, _ in plain.named_parameters()}
+
+
+def test_weights_are_handed_over_when_they_have_moved_and_only_then() -> None:
+    model = embedded()
+    policy = Policy(model)
+    assert [policy.moved(), policy.moved()] == [True, False]
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.arange(9)[None]).logits.sum().backward()
+    assert not policy.moved()
+    optimizer.step()
+    assert [policy.moved(), policy.moved()] == [True, False]
+    model.load_state_dict(embedded().state_dict())
+    assert policy.moved()
+
+
+def test_what_is_not_asked_for_is_not_said() -> None:
+    """A server of another version may not know it."""
+    how = Sampling(frozenset([7, 3]), 9)
+    told = {"max_tokens": 9, "stop_token_ids": [3, 7], "logprobs": 1, "skip_special_tokens": False}
+    assert request(how, 5) == told | {"temperature": 1.0, "seed": 5}
+    assert request(how, None) == told | {"temperature": 0.0}
+    how = Sampling(frozenset([3]), 9, 0.5, 0.9, 20, 0.1, Stop(("\n",), load_tokenizer(PATH)))
+    extra = {"top_p": 0.9, "top_k": 20, "min_p": 0.1, "stop": ["\n"], "temperature": 0.5, "seed": 5}
+    assert request(how, 5) == told | {"stop_token_ids": [3]} | extra
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"token_ids": None}, "gave no completion of token ids"),
+        ({"logprobs": None}, "gave no completion of token ids"),
+        ({"finish_reason": "abort"}, "gave no completion of token ids"),
+        ({"token_ids": [1], "logprobs": {"token_logprobs": [-0.7]}}, "not those of what it draws from"),
+    ],
+)
+def test_answers_that_cannot_be_trained_on_are_refused(
+    service: Service, tmp_path: Path, broken: dict[str, Any], said: str
+) -> None:
+    service.broken = broken
+    with pytest.raises(GroError, match=said):
+        go(tmp_path / "out", engine=service.url)
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GroError, match=r"no answer from http://127\.0\.0\.1:9/collective_rpc"):
+        go(tmp_path / "out", engine="http://127.0.0.1:9")
+
+
+def test_what_vllm_would_need_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(GroError, match="--engine vllm needs the package vllm") as raised:
+        go(tmp_path / "out", engine="vllm")
+    assert "pip install 'grolang[vllm]'" in str(raised.value)
+    with pytest.raises(GroError, match="--engine sglang: expected"):
+        go(tmp_path / "out", engine="sglang")
+    _, settings = resolve({"method": "rloo", "lora": 4, "quantize": "4bit", "engine": "vllm"})
+    with pytest.raises(GroError, match="--quantize: the weights that --engine vllm would draw with are not whole here"):
+        generator(settings, embedded(), PATH, Accelerator(cpu=True), print)
+
+
+def test_processes_share_an_error() -> None:
+    """It is sent to the others, which raise it too."""
+    import pickle
+
+    error = GroError.plain("no answer", help="start it")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert Accelerator(cpu=True).is_main_process
