@@ -76,12 +76,14 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
         files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
         model, data = run.engine.reference.model, [*method.data, *files]
         run.engine.known = store(model, settings, data, accelerator.num_processes)
-    with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
-        outcome = _Loop(run, output, descent, console, interrupt).go(state)
-        if outcome.interrupted:
-            end("interrupted")
-    if accelerator.is_main_process:
-        leave_report(output, partial(say, console))
+    try:
+        with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
+            outcome = _Loop(run, output, descent, console, interrupt).go(state)
+            if outcome.interrupted:
+                end("interrupted")
+    finally:  # also of a run that failed
+        if accelerator.is_main_process:
+            leave_report(output, partial(say, console))
     return outcome
 
 

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -76,13 +76,6 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
 
     A run that goes on notes that it does. Gives the data files that are not those that the run began with.
     """
-    before = Record(output).info
-    versions = {"python": platform.python_version(), "system": platform.platform()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # a checkout on the path, not installed
-            continue
     for name, text in method_texts(method).items():
         write_text(output / name, text)
     for path in {Path(source.partition(":")[0]) for source in settings.score.values()}:
@@ -92,11 +85,22 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
     if settings.chat_template is not None:
         write_text(output / "chat_template.jinja", Path(settings.chat_template).read_text(encoding="utf-8"))
     write_text(output / "settings.toml", to_toml(settings))
+    return begin(output, method.name, fingerprints(method, settings), accelerator)
+
+
+def begin(output: Path, name: str, data: Mapping[str, Mapping[str, Any]], accelerator: Accelerator) -> list[str]:
+    """Note versions, command, device and data of a run that begins, or goes on; gives the data files that differ."""
+    before, now = Record(output).info, _now()
+    versions = {"python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a checkout on the path, not installed
+            continue
     write_text(output / "versions.json", as_json(versions))
-    now, data = _now(), fingerprints(method, settings)
     first: dict[str, Any] = {
         "id": uuid4().hex,
-        "method": method.name,
+        "method": name,
         "began": now,
         "command": command(),
         "folder": str(Path.cwd()),
@@ -155,10 +159,11 @@ def command() -> str | None:
 def fingerprints(method: Method, settings: RunSettings) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every data file; of a name on the hub nothing is known here."""
     names = [*data_files(method.data, settings), *([settings.eval_data] if settings.eval_data else [])]
-    return {name: _fingerprint(Path(name)) for name in names}
+    return {name: fingerprint(Path(name)) for name in names}
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file, or of the files of a folder together; nothing where there is none."""
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     digest, size = hashlib.sha256(), 0
     for one in files if path.exists() else []:

@@ -132,11 +132,15 @@ def open_record(path: str | Path) -> Record:
     if not is_run(Path(path)):
         help = "name a run's folder, such as runs/kto-1; `grolang runs` lists them"
         raise GroError.plain(f"{path} holds no run", help=help, code="E602")
+    if not (Path(path) / "method.gro").is_file():
+        message = f"{path} holds a reward model, which has no method to show"
+        raise GroError.plain(message, help="name the folder of a `grolang run`", code="E602")
     return Record(Path(path))
 
 
 def is_run(path: Path) -> bool:
-    return (path / "settings.toml").is_file() and (path / "method.gro").is_file()
+    """Whether it is the folder of a run, or of the training of a reward model, which has no method."""
+    return (path / "settings.toml").is_file() and any((path / name).is_file() for name in ("method.gro", FILE))
 
 
 def runs_below(folder: Path) -> list[Record]:

@@ -31,7 +31,7 @@ from grolang.runtime.figures import Figures
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.names import check_folder
-from grolang.runtime.output import open_folder
+from grolang.runtime.output import begin, fingerprint, noted, open_folder
 from grolang.runtime.policy import load_tokenizer, window
 from grolang.runtime.progress import View, comparison, say
 from grolang.runtime.record import as_json, write_text
@@ -96,10 +96,18 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     state = checkpoints.restore(output, model, descent, accelerator.process_index) if settings.resume else None
     if accelerator.is_main_process:
         write_text(output / "settings.toml", to_toml(settings, REWARD))
-    with held_interrupts(console) as interrupt:
-        return _Training(settings, accelerator, model, encoder, descent, output, console).go(
-            pairs, held, state, interrupt
+        begin(
+            output,
+            "reward model",
+            {one: fingerprint(Path(one)) for one in (name, settings.eval_data) if one},
+            accelerator,
         )
+    training = _Training(settings, accelerator, model, encoder, descent, output, console)
+    with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
+        outcome = training.go(pairs, held, state, interrupt)
+        if outcome.interrupted:
+            end("interrupted")
+    return outcome
 
 
 def _pairs(name: str, encoder: Encoder, limits: Limits) -> Examples:
@@ -135,6 +143,7 @@ class _Training:
             self.step, self.tokens = state.step, state.num_tokens
             say(self.console, f"continuing after step {self.step}")
         metrics = MetricsFile(self.output / "metrics.jsonl", self.step) if main else None
+        self._evaluated(0, before)
         saved = self.step
         try:
             with View(self.console, "reward model", settings.steps, self.step) as view:
@@ -155,11 +164,19 @@ class _Training:
             say(self.console, f"stopped after {self.step} steps; --resume --output {self.output} continues after them")
             return Outcome(self.output, self.step, before, {}, interrupted=True)
         after = self._measure(held)
+        self._evaluated(self.step, after)
         if main and after:
             self.console.print(comparison(f"reward model after {self.step} steps", before, after))
             write_text(self.output / "evaluation.json", as_json({"steps": self.step, "before": before, "after": after}))
         say(self.console, f"the reward model is in {self.output / 'model'}: --score NAME={self.output / 'model'}")
         return Outcome(self.output, self.step, before, after)
+
+    def _evaluated(self, step: int, figures: Figures) -> None:
+        """A line for the list of runs; of one step there is one."""
+        if self.accelerator.is_main_process and figures:
+            file = MetricsFile(self.output / "evaluations.jsonl", step - 1)
+            file.write({"step": step, **figures})
+            file.close()
 
     def _step(self, pairs: Examples) -> Figures:
         began, settings = time.perf_counter(), self.settings

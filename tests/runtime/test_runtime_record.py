@@ -177,6 +177,8 @@ def test_formulas_are_texts_where_nothing_sets_them(folder: Path, monkeypatch: p
 
 
 def test_a_report_of_a_failed_run_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no <server>" in Page((folder / "runs/c/report.html").read_text()).text  # it was made when the run failed
+    (folder / "runs/c/report.html").unlink()
     assert main(["report", str(folder / "runs/c")]) == 0
     found = Page((folder / "runs/c/report.html").read_text())
     assert "no <server>" in found.text and "failed" in found.text and "No samples were kept." in found.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,9 @@ def test_all_three_stages_of_the_papers_pipeline(tmp_path: Path, capsys: pytest.
     found = lines(tmp_path / "rl")
     assert [line["step"] for line in found] == [1, 2]
     assert len({line["reward"] for line in found}) == 2 and all(line["reward"] not in (0.0, 1.0) for line in found)
+    assert main(["runs", str(tmp_path)]) == 0
+    listed = {Path(line.split()[0]).name: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert set(listed) == {"sft", "reward", "rl"}
+    assert re.search(r"reward model +2/2 +finished +rewards/accuracies +\S+ → \S+", listed["reward"])
+    assert main(["report", reward]) == main(["compare", rl, reward]) == 2
+    assert "holds a reward model" in capsys.readouterr().err

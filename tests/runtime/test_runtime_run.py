@@ -154,6 +154,27 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny: str, tmp_path: Path, write: Wr
     assert out.interrupted and out.steps == 5
     assert weights(tmp_path / "out") and signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
+    assert "interrupted" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_a_report(tiny: str, tmp_path: Path, write: Write) -> None:
+    (tmp_path / "stop.py").write_text(
+        "import os, signal, threading, time\ncalls = []\n"
+        "def twice():\n"
+        "    for _ in range(2):\n"
+        "        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)\n"
+        "        time.sleep(0.2)\n"
+        "def stop(completions, **columns):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"
+        "        twice()\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    data, score = write(rows_of("prompts")), {"correct": f"{tmp_path / 'stop.py'}:stop"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path / "out", "rloo", data, steps=50, eval_rows=0, score=score)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "interrupted" in page and "2 of 50" in page
 
 
 def test_settings_come_from_flags_then_the_file_then_the_kind(tiny: str, tmp_path: Path) -> None:
