@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test lint slow mutants site clean
+.PHONY: run test gpu lint slow mutants site clean
 
 run: $(READY)
 	$(BIN)/grolang run methods/kto.gro
@@ -19,6 +19,9 @@ slow: $(READY)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -rs tests/gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,9 +9,9 @@ from grolang.compiler.batch import Batch
 from grolang.compiler.blame import not_finite
 from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
-from grolang.compiler.fused import BUDGET, KEEP, Head, Pass, factored_pass, launch, logps, single_pass
+from grolang.compiler.fused import KEEP, Head, Pass, factored_pass, launch, logps, single_pass
 from grolang.compiler.fused.launch import RowKernel
-from grolang.compiler.kernel import kernel
+from grolang.compiler.kernel import PLAIN, kernel
 from grolang.compiler.method import Method
 from grolang.compiler.program import MAIN
 from grolang.language.scopes import Scope
@@ -65,7 +65,7 @@ class Forming:
         head: Head,
         targets: Tensor,
         *,
-        budget: int = BUDGET,
+        budget: int | None = None,
         keep: int = KEEP,
         kernels: bool = False,
     ) -> Pass:
@@ -78,30 +78,52 @@ class Forming:
             return run.per_token(output)[at[rows]].to(logp.dtype)
 
         asked = self.entropy is not None
+        row_kernel, whole = self._kernel(at) if kernels and launch.usable(hidden, head.weight) else (None, False)
         if plan.unit is Scope.TOKEN:
-            row_kernel = self._kernel(at) if kernels and launch.usable(hidden) else None
-            made = single_pass(hidden, head, targets, evaluate, kernel=row_kernel, entropy=asked, budget=budget)
+            weigh = None if whole else evaluate
+            made = single_pass(hidden, head, targets, weigh, kernel=row_kernel, entropy=asked, budget=budget)
             self._learn(at, made.rows.logp, made.rows.entropy)
             return made
         weights = run.per_token("weight")[at] if plan.kind == "factored" and len(at) else None
         unit, part = (run.layout.parent(Scope.TOKEN, scope)[at] for scope in (plan.unit, plan.part))
         return factored_pass(
-            hidden, head, targets, weights, unit, evaluate, part=part, entropy=asked, budget=budget, keep=keep
+            hidden,
+            head,
+            targets,
+            weights,
+            unit,
+            evaluate,
+            part=part,
+            entropy=asked,
+            budget=budget,
+            keep=keep,
+            kernel=row_kernel,
         )
 
-    def _kernel(self, at: Tensor) -> RowKernel | None:
-        """The method's generated row kernel, with what is known of the tokens `at`."""
-        found = kernel(self.plan.program)
-        if found is None:
-            return None
-        steps, run = self.plan.program.steps, self.run
-        run("coefficient")
-        known = (run.spread_to_tokens(run.values[index], steps[index].scope)[at] for index in found.known)
-        return RowKernel(found.text, list(known))
+    def _kernel(self, at: Tensor) -> tuple[RowKernel, bool]:
+        """The method's generated row kernel for the tokens `at`, and whether it makes their coefficients."""
+        program, run = self.plan.program, self.run
+        output = {"factored": "weight", "free": None}.get(self.plan.kind, "coefficient")
+        found = None if output is None else kernel(program, output)
+        if output is None or found is None:
+            return RowKernel(PLAIN.text), False
+        run(output)
+        known = (run.spread_to_tokens(run.values[index], program.steps[index].scope)[at] for index in found.known)
+        return RowKernel(found.text, list(known)), output == "coefficient"
 
-    def read(self, at: Tensor, hidden: Tensor, head: Head, targets: Tensor, *, budget: int = BUDGET) -> None:
+    def read(
+        self,
+        at: Tensor,
+        hidden: Tensor,
+        head: Head,
+        targets: Tensor,
+        *,
+        budget: int | None = None,
+        kernels: bool = False,
+    ) -> None:
         """Log-probs of the tokens `at` [n], where no gradient is wanted."""
-        self._learn(at, *logps(hidden, head, targets, entropy=self.entropy is not None, budget=budget))
+        asked = self.entropy is not None
+        self._learn(at, *logps(hidden, head, targets, entropy=asked, budget=budget, kernels=kernels))
 
     def _learn(self, at: Tensor, logp: Tensor, entropy: Tensor | None) -> None:
         self.logp[at] = logp.to(self.logp.dtype)

@@ -1,14 +1,16 @@
 """One generated Triton kernel per method: what is done to a row of logits, the coefficient's expression inlined.
 
-For coefficients that need no other row's log-prob. The expression is written from the same steps that the torch path
-runs, so there is no second copy of a loss. The text needs neither torch nor Triton to be written.
+c is what its schedule knows while the row's logits are there: the coefficient itself (none, token), the weight w of
+c = s · w (factored), or 1, with the coefficient to come (free). Its expression is written from the same steps that the
+torch path runs, so there is no second copy of a loss. The text needs neither torch nor Triton to be written.
 
-It has run under Triton's interpreter only, never on a GPU.
+It has run under Triton's interpreter only, and been compiled for GPUs; it has never run on one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grolang.compiler.program import MAIN, Program, Step
@@ -33,19 +35,19 @@ EXPRESSIONS = {
     "choose": "tl.where({0} != 0, {1}, {2})",
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
-    "log1p": "tl.where(tl.abs({0}) < 1e-3, {0} - {0} * {0} / 2 + {0} * {0} * {0} / 3, tl.log(1 + {0}))",
-    "expm1": "tl.where(tl.abs({0}) < 1e-3, {0} + {0} * {0} / 2 + {0} * {0} * {0} / 6, tl.exp({0}) - 1)",
+    "log1p": "log1p({0})",
+    "expm1": "expm1({0})",
     "sqrt": "tl.sqrt({0})",
     "abs": "tl.abs({0})",
-    "sign": "tl.where({0} > 0, 1.0, 0.0) - tl.where({0} < 0, 1.0, 0.0)",
+    "sign": "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, {0}))",
     "sigmoid": "tl.sigmoid({0})",
-    "logsigmoid": "tl.minimum({0}, 0.0) - tl.log(1 + tl.exp(-tl.abs({0})))",
-    "softplus": "tl.maximum({0}, 0.0) + tl.log(1 + tl.exp(-tl.abs({0})))",
-    "tanh": "2 * tl.sigmoid(2 * {0}) - 1",
-    "relu": "tl.maximum({0}, 0.0)",
-    "min": "tl.minimum({0}, {1})",
-    "max": "tl.maximum({0}, {1})",
-    "clip": "tl.minimum(tl.maximum({0}, {1}), {2})",
+    "logsigmoid": "tl.minimum({0}, 0.0) - log1p(tl.exp(-tl.abs({0})))",
+    "softplus": "tl.maximum({0}, 0.0) + log1p(tl.exp(-tl.abs({0})))",
+    "tanh": "tanh({0})",
+    "relu": "tl.where({0} < 0, 0.0, {0})",
+    "min": "lower({0}, {1})",
+    "max": "higher({0}, {1})",
+    "clip": "lower(higher({0}, {1}), {2})",
     "chain": "tl.where({0} == 0, 0.0, {0} * {1})",
     "stop": "{0}",
 }
@@ -53,39 +55,27 @@ EXPRESSIONS = {
 _KERNEL = '''import triton
 import triton.language as tl
 
+from grolang.compiler.fused.gpu import expm1, higher, log1p, lower, read, tanh, write
+
 
 @triton.jit
-def rows(tile, targets, logp_out, lse_out, entropy_out, c_out{known}, width, BLOCK: tl.constexpr):
-    """A row a program. tile [n, V]: logits → probabilities, in place, where c is not 0."""
-    row = tl.program_id(0)
-    at = tile + row.to(tl.int64) * width
-    columns = tl.arange(0, BLOCK)
-    top = tl.full((), -float("inf"), tl.float32)
-    total = tl.full((), 0.0, tl.float32)
-    moment = tl.full((), 0.0, tl.float32)  # sum of (z - top) exp(z - top)
-    for start in range(0, width, BLOCK):
-        inside = start + columns < width
-        z = tl.load(at + start + columns, mask=inside, other=-float("inf"))
-        high = tl.maximum(top, tl.max(z, 0))
-        old = tl.where(top == high, 1.0, tl.exp(top - high))
-        weight = tl.exp(z - high)
-        moment = tl.where(total > 0, old * (moment + tl.where(total > 0, top - high, 0.0) * total), 0.0)
-        moment += tl.sum(tl.where(weight > 0, (z - high) * weight, 0.0), 0)
-        total = total * old + tl.sum(weight, 0)
-        top = high
-    lse = top + tl.log(total)
-    logp = tl.load(at + tl.load(targets + row)) - top - tl.log(total)
+def rows(
+    tile, out, bias, targets, logp_out, lse_out, entropy_out, c_out{known},
+    width, alpha, beta, BIASED: tl.constexpr, CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """A row a program. tile [n, V] of h·W → out [n, V]: errors, where c is not 0. Both may be one."""
+    row = tl.program_id(0) + tl.arange(0, 1)
+    start = row.to(tl.int64) * width
+    target = tl.load(targets + row)
+    own, top, total, moment = read(tile, bias, target, start, width, alpha, beta, BIASED, CAPPED, BLOCK)
+    logp = own - top - tl.log(total)
     entropy = tl.log(total) - moment / total
 {body}
     tl.store(logp_out + row, logp)
-    tl.store(lse_out + row, lse)
+    tl.store(lse_out + row, top + tl.log(total))
     tl.store(entropy_out + row, entropy)
     tl.store(c_out + row, c)
-    if c != 0:
-        for start in range(0, width, BLOCK):
-            inside = start + columns < width
-            z = tl.load(at + start + columns, mask=inside, other=-float("inf"))
-            tl.store(at + start + columns, tl.exp(z - top) / total, mask=inside)
+    write(tile, out, bias, target, start, width, top, total, logp, c != 0, alpha, beta, BIASED, CAPPED, BLOCK)
 '''
 
 
@@ -97,10 +87,10 @@ class Kernel:
     known: tuple[int, ...]
 
 
-def kernel(program: Program) -> Kernel | None:
-    """The row kernel of a program's `coefficient`; None where it needs other rows, or a function without expression."""
+def kernel(program: Program, output: str) -> Kernel | None:
+    """The row kernel with this output as c; None where it needs other rows, or a function without expression."""
     body, known, names = list[str](), list[int](), dict[int, str]()
-    out = program.outputs["coefficient"]
+    out = program.outputs[output]
     for index in _needed(program, out):
         step = program.steps[index]
         if step.op in ("const", "param"):
@@ -114,11 +104,13 @@ def kernel(program: Program) -> Kernel | None:
         else:
             names[index] = f"v{index}"
             body.append(f"v{index} = {text}")
-    body.append(
-        f"c = {names[out]} + 0.0 * logp" if program.steps[out].op in ("const", "param") else f"c = {names[out]}"
-    )
+    return Kernel(_written(body, known, names[out]), tuple(known))
+
+
+def _written(body: list[str], known: Sequence[int], c: str) -> str:
+    lines = [*body, f"c = tl.zeros_like(logp) + {c}"]
     arguments = "".join(f", known{index}" for index in known)
-    return Kernel(_KERNEL.format(known=arguments, body="\n".join(f"    {line}" for line in body)), tuple(known))
+    return _KERNEL.format(known=arguments, body="\n".join(f"    {line}" for line in lines))
 
 
 def _needed(program: Program, out: int) -> list[int]:
@@ -142,3 +134,7 @@ def _text(step: Step, names: dict[int, str]) -> str | None:
 
 def _number(value: float) -> str:
     return f'float("{value}")' if math.isinf(value) else f"({value!r})"
+
+
+PLAIN = Kernel(_written([], [], "1.0"), ())
+"""Of coefficients that the kernel does not make: errors of every row."""

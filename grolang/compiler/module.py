@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from grolang.compiler.batch import Batch
 from grolang.compiler.forming import Forming
-from grolang.compiler.fused import BUDGET, KEEP, Head, attach
+from grolang.compiler.fused import KEEP, Head, attach
 from grolang.compiler.method import Method
 from grolang.compiler.operator import enrolled, loss
 from grolang.language.diagnostics import GroError
@@ -38,13 +38,13 @@ class Compiled(nn.Module):
     any        without gradient                                                                  2 NDV
     ========== ================================================================================= ============
 
-    `budget` bounds the bytes of one chunk of logits, `keep` those of the softmax that a free schedule keeps (in the
-    model's dtype, bfloat16 for 16 bits). `kernels` takes generated Triton kernels on CUDA for schedules none and
-    token; they have run under Triton's interpreter only, never on a GPU. `batch.logp` is not read; `batch.entropy` is
-    computed where the method uses it and the batch has none.
+    `budget` bounds the bytes of one chunk of logits (None: 256 MiB, on a GPU 1 GiB), `keep` those of the softmax that a
+    free schedule keeps (in the model's dtype, bfloat16 for 16 bits). `kernels` takes Triton kernels on CUDA, of which
+    the one for rows is generated from the method; they have run under Triton's interpreter only, never on a GPU.
+    `batch.logp` is not read; `batch.entropy` is computed where the method uses it and the batch has none.
     """
 
-    def __init__(self, method: Method, *, budget: int = BUDGET, keep: int = KEEP, kernels: bool = False) -> None:
+    def __init__(self, method: Method, *, budget: int | None = None, keep: int = KEEP, kernels: bool = False) -> None:
         super().__init__()
         self.method = method
         self.budget = budget
@@ -91,10 +91,11 @@ class Compiled(nn.Module):
         states = hidden.flatten(0, 1).index_select(0, slots)
         chosen = targets.flatten().index_select(0, slots)
         if not trained:
-            forming.read(forming.tokens, states, head, chosen, budget=self.budget)
+            forming.read(forming.tokens, states, head, chosen, budget=self.budget, kernels=self.kernels)
             return forming.loss(), ()
-        sizes = {"budget": self.budget, "keep": self.keep}
-        made = forming.form(forming.tokens, states, head, chosen, kernels=self.kernels, **sizes).gradients
+        made = forming.form(
+            forming.tokens, states, head, chosen, budget=self.budget, keep=self.keep, kernels=self.kernels
+        ).gradients
         whole = made.hidden.new_zeros(hidden.shape)
         whole.flatten(0, 1).index_copy_(0, slots, made.hidden)
         return forming.loss(), (whole, made.weight, made.bias)
@@ -108,6 +109,6 @@ def _fits(hidden: Tensor, targets: Tensor, batch: Batch) -> None:
         raise GroError.plain(f"{message}; {found}", help="hidden[s, t] is the state that predicts targets[s, t]")
 
 
-def compile(method: Method, *, budget: int = BUDGET, keep: int = KEEP, kernels: bool = False) -> Compiled:
+def compile(method: Method, *, budget: int | None = None, keep: int = KEEP, kernels: bool = False) -> Compiled:
     """The method as one fused torch module; see `Compiled`."""
     return Compiled(method, budget=budget, keep=keep, kernels=kernels)

@@ -420,8 +420,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "head_gradient_of_wrong_chunk",
             "each tile's gradient goes to the first rows of the head",
-            "multiply(sums.weight[columns], tile.T, scaled, alpha=head.gain, beta=1.0)",
-            "multiply(sums.weight[: columns.stop - columns.start], tile.T, scaled, alpha=head.gain, beta=1.0)",
+            "multiply(sums.weight[columns], operand.T, scaled, alpha=head.gain, beta=1.0)",
+            "multiply(sums.weight[: columns.stop - columns.start], operand.T, scaled, alpha=head.gain, beta=1.0)",
             FUSED,
         ),
     ),
@@ -430,8 +430,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "accumulated_twice",
             "what earlier chunks gave the head is doubled by the next",
-            "multiply(sums.weight, tile.T, scaled, alpha=self.head.gain, beta=1.0)",
-            "multiply(sums.weight, tile.T, scaled, alpha=self.head.gain, beta=2.0)",
+            "multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=1.0)",
+            "multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=2.0)",
             FUSED,
         ),
         (
@@ -444,8 +444,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "negative_rows_dropped",
             "rows with a negative coefficient are dropped",
-            "order = compact(coefficients != 0, self.tile[:size],",
-            "order = compact(coefficients > 0, self.tile[:size],",
+            "order = compact(coefficients != 0, found)",
+            "order = compact(coefficients > 0, found)",
             FUSED,
         ),
     ),

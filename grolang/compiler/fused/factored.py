@@ -11,11 +11,12 @@ from grolang.language.diagnostics import GroError
 
 from .exact import exact
 from .head import Head
+from .launch import RowKernel
 from .products import spans
 from .recompute import add_recomputed
 from .rows import Rows
 from .single import Pass
-from .sweep import BUDGET, FROZEN, ROWS_ON_CPU, Sums, Sweep, finished, row_limit, zero_sums
+from .sweep import FROZEN, ROWS_ON_CPU, Sums, Sweep, finished, row_limit, zero_sums
 
 Scale = Callable[[slice, Tensor, Tensor | None], Tensor]
 
@@ -34,8 +35,9 @@ def factored_pass(
     *,
     part: Tensor | None = None,
     entropy: bool = False,
-    budget: int = BUDGET,
+    budget: int | None = None,
     keep: int = KEEP,
+    kernel: RowKernel | None = None,
 ) -> Pass:
     """log-probs and the gradients of −Σ c·logp for c_i = s_i · w_i, s a function of the logp of i's unit.
 
@@ -50,7 +52,8 @@ def factored_pass(
     scaled by s when the unit is complete: still 6NDV; rows with w = 0 cost 2NDV, and s = 0 drops the part. Where
     c does not factor, the softmax of such a unit's rows is kept as far as `keep` bytes go, in the model's dtype
     (bfloat16 for 16 bits): 6NDV; what is neither kept nor in the tile still is recomputed: 8NDV. With a frozen
-    head rows are scaled one by one, so that any c streams: 4NDV.
+    head rows are scaled one by one, so that any c streams: 4NDV. A `kernel` does the row work; its coefficients
+    are w, or 1 where there are no weights.
     """
     most = row_limit(hidden, head, budget)
     soft = min(most, ROWS_ON_CPU) if hidden.device.type == "cpu" else most
@@ -61,7 +64,7 @@ def factored_pass(
             parts = [rows] if part is None or weights is None else unit_slices(part[rows], rows.start)
             cuts[rows.start] = [within(one, soft) for one in parts]
     chunks = [chunk for rows in packs for cut in cuts.get(rows.start, [[rows]]) for chunk in cut]
-    work = _Units(Sweep(hidden, head, targets, chunks, entropy=entropy), weights, scale)
+    work = _Units(Sweep(hidden, head, targets, chunks, entropy=entropy, kernel=kernel), weights, scale)
     for rows in packs:
         if rows.start not in cuts:
             work.in_one_chunk(rows)
@@ -132,19 +135,17 @@ class _Units:
             room -= length(piece) * sweep.head.vocabulary * dtype.itemsize
             if room >= 0:
                 sweep.read(piece)
-                kept.append(sweep.errors(piece).to(dtype, copy=True))
+                kept.append(sweep.errors[: length(piece)].to(dtype, copy=True))
             else:
                 sweep.read_log_probs(piece)
         sweep.read(last)
         self.learn(rows)
         self.add(last)
         for piece, errors in zip(before, kept):
-            sweep.add_errors(piece, errors, self.coefficients[piece], self.d_hidden, self.sums)
+            sweep.add(piece, self.coefficients[piece], self.d_hidden, self.sums, errors)
         if before[len(kept) :]:
             rest = slice(before[len(kept)].start, last.start)
-            states, targets, c = sweep.hidden[rest], sweep.targets[rest], self.coefficients[rest]
-            space = sweep.tile, sweep.slope
-            add_recomputed(states, sweep.head, targets, c, sweep.lse[rest], self.d_hidden[rest], self.sums, space)
+            add_recomputed(sweep, rest, self.coefficients[rest], self.d_hidden[rest], self.sums)
 
 
 def unit_slices(unit: Tensor, start: int = 0) -> list[slice]:

@@ -50,6 +50,13 @@ class Head:
         return self.scale / self.temperature
 
 
+def products(head: Head, hidden: Tensor, out: Tensor, columns: slice = ALL, *, alpha: float = 1.0) -> Tensor:
+    """Fill out [n, v] with α·h·W[columns]: what `logits` and the kernels begin with."""
+    for block, weight in blocks(head.weight, columns, hidden.dtype):
+        multiply(out[:, block], hidden, weight.T, alpha=alpha)
+    return out
+
+
 def logits(head: Head, hidden: Tensor, out: Tensor, slope: Tensor | None = None, columns: slice = ALL) -> Tensor:
     """Fill out [n, v] with the logits of hidden [n, D] in `columns`, in out's dtype.
 
@@ -57,8 +64,7 @@ def logits(head: Head, hidden: Tensor, out: Tensor, slope: Tensor | None = None,
     h·Wᵥ + bᵥ is gain · slope.
     """
     alpha = head.gain if head.softcap is None else head.scale / head.softcap
-    for block, weight in blocks(head.weight, columns, hidden.dtype):
-        multiply(out[:, block], hidden, weight.T, alpha=alpha)
+    products(head, hidden, out, columns, alpha=alpha)
     if head.bias is not None:
         out.add_(head.bias[columns].to(out.dtype), alpha=alpha)
     if head.softcap is not None:

@@ -12,7 +12,7 @@ from .exact import exact
 from .head import Head
 from .launch import RowKernel
 from .rows import Rows
-from .sweep import BUDGET, Gradients, Sweep, finished, row_chunks, zero_sums
+from .sweep import Gradients, Sweep, finished, row_chunks, zero_sums
 
 
 class Pass(NamedTuple):
@@ -28,31 +28,30 @@ def single_pass(
     hidden: Tensor,
     head: Head,
     targets: Tensor,
-    coefficient: Callable[[slice, Tensor, Tensor | None], Tensor],
+    coefficient: Callable[[slice, Tensor, Tensor | None], Tensor] | None,
     *,
     kernel: RowKernel | None = None,
     entropy: bool = False,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> Pass:
     """log-probs, coefficients and the gradients of −Σ c·logp, c held fixed, while each chunk of logits lives.
 
     coefficient(rows, logp, entropy) → c gets the rows of a chunk as a slice of 0..N and their log-probs (and
     entropies, or None) [n], and returns c [n]. Coefficients known beforehand are the case `lambda rows, *_:
-    c[rows]`. A `kernel` takes its place: it makes softmax and coefficients in one go. 6NDV; 4NDV with a frozen
-    head; 2NDV for rows with c = 0, which leave before the backward products.
+    c[rows]`. None leaves them to the `kernel`, which makes them in one go with log-probs and errors. 6NDV; 4NDV
+    with a frozen head; 2NDV for rows with c = 0, which leave before the backward products.
     """
     chunks = row_chunks(hidden, head, budget)
-    sweep = Sweep(hidden, head, targets, chunks, entropy=entropy)
+    sweep = Sweep(hidden, head, targets, chunks, entropy=entropy, kernel=kernel)
     sums = zero_sums(head, sweep.precise.sums)
     d_hidden = torch.zeros(hidden.shape, dtype=sweep.precise.sums, device=hidden.device)
     coefficients = torch.empty_like(sweep.logp)
     for rows in chunks:
-        if kernel is not None:
-            coefficients[rows] = sweep.read_by(kernel, rows)
-        else:
-            sweep.read(rows)
-            chunk_entropy = None if sweep.entropy is None else sweep.entropy[rows]
-            coefficients[rows] = coefficient(rows, sweep.logp[rows], chunk_entropy)
+        c = sweep.read(rows)
+        if coefficient is not None:
+            c = coefficient(rows, sweep.logp[rows], None if sweep.entropy is None else sweep.entropy[rows])
+        assert c is not None, "bug in grolang: neither a coefficient nor a kernel that has one"
+        coefficients[rows] = c
         sweep.add(rows, coefficients[rows], d_hidden, sums)
     found = Rows(sweep.logp, sweep.lse, sweep.entropy)
     return Pass(found, coefficients, finished(hidden, head, d_hidden, sums))

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from grolang.language.diagnostics import GroError
 
-from .head import Head, hidden_gradient, logits
-from .launch import RowKernel
+from .head import Head, hidden_gradient, logits, products
+from .launch import RowKernel, reduced
 from .products import Precision, multiply, precision, spans
 from .rows import Rows, compact, errors, log_probabilities, probabilities, with_entropy
 
 BUDGET = 256 * 2**20
-"""Bytes of logits that may live at once."""
+BUDGET_ON_GPU = 2**30
+"""Bytes of logits that may live at once where the caller names none. On a GPU chunks must be some 1000 rows high, or
+the head's gradient in fp32, read and written once a chunk, takes longer than the products."""
 
 ROWS_ON_CPU = 1024
 """Rows of a chunk beyond which a CPU's matrix products gain nothing; elsewhere only the budget counts."""
@@ -66,8 +68,10 @@ def stored(parameter: torch.dtype) -> torch.dtype:
     return torch.float32 if parameter == torch.float16 else parameter
 
 
-def row_limit(hidden: Tensor, head: Head, budget: int) -> int:
+def row_limit(hidden: Tensor, head: Head, budget: int | None) -> int:
     """Rows of [·, V] that the budget holds, at least 1."""
+    if budget is None:
+        budget = BUDGET_ON_GPU if hidden.is_cuda else BUDGET
     return max(1, budget // max(1, head.vocabulary * bytes_per_logit(head, precision(hidden, head.weight))))
 
 
@@ -77,7 +81,7 @@ def bytes_per_logit(head: Head, precise: Precision) -> int:
     return tiles * precise.sums.itemsize + (precise.operands.itemsize if precise.operands != precise.sums else 0)
 
 
-def row_chunks(hidden: Tensor, head: Head, budget: int) -> list[slice]:
+def row_chunks(hidden: Tensor, head: Head, budget: int | None) -> list[slice]:
     most = row_limit(hidden, head, budget)
     return spans(len(hidden), min(most, ROWS_ON_CPU) if hidden.device.type == "cpu" else most)
 
@@ -85,87 +89,92 @@ def row_chunks(hidden: Tensor, head: Head, budget: int) -> list[slice]:
 class Sweep:
     """The tile, and what it has learnt about the rows it has been over.
 
-    `read` and `read_log_probs` load the tile with a slice of rows and fill logp, lse [N] (and entropy); `add`
-    turns the tile that `read` has just loaded into gradients.
+    `read` and `read_log_probs` go over a slice of rows and fill logp, lse [N] (and entropy); `add` turns the errors
+    that `read` has just left into gradients. A generated `kernel` does the row work in place of rows.py.
     """
 
     def __init__(
-        self, hidden: Tensor, head: Head, targets: Tensor, chunks: Sequence[slice], *, entropy: bool = False
+        self,
+        hidden: Tensor,
+        head: Head,
+        targets: Tensor,
+        chunks: Sequence[slice],
+        *,
+        entropy: bool = False,
+        kernel: RowKernel | None = None,
     ) -> None:
         check(hidden, head, targets)
-        self.hidden, self.head, self.targets = hidden, head, targets
+        self.hidden, self.head, self.targets, self.kernel = hidden, head, targets, kernel
         self.precise = precision(hidden, head.weight)
         height = max((chunk.stop - chunk.start for chunk in chunks), default=0)
         self.tile = hidden.new_empty(height, head.vocabulary, dtype=self.precise.sums)
-        self.slope = None if head.softcap is None else torch.empty_like(self.tile)
+        self.errors, self.slope = self.tile, None
+        if kernel is not None:
+            if self.precise.operands != self.precise.sums:
+                self.errors = torch.empty_like(self.tile, dtype=self.precise.operands)
+        elif head.softcap is not None:
+            self.slope = torch.empty_like(self.tile)
         self.logp = hidden.new_empty(len(hidden), dtype=self.precise.sums)
         self.lse = torch.empty_like(self.logp)
         self.entropy = torch.empty_like(self.logp) if entropy else None
 
-    def read(self, rows: slice) -> None:
-        """Load the probabilities of `rows`."""
-        tile, targets = self._logits(rows), self.targets[rows]
-        self._note(rows, probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets))
-
-    def read_by(self, kernel: RowKernel, rows: slice) -> Tensor:
-        """`read` by a generated kernel, which gives their coefficients [n] too."""
-        found, c = kernel(rows, self._logits(rows), self.targets[rows])
+    def read(self, rows: slice) -> Tensor | None:
+        """Leave the errors of `rows`. A kernel gives c [n] (None without one), and no errors where it is 0."""
+        size, targets = rows.stop - rows.start, self.targets[rows]
+        tile, c = self.tile[:size], None
+        if self.kernel is not None:
+            products(self.head, self._states(rows), tile)
+            found, c = self.kernel(rows, self.head, tile, self.errors[:size], targets)
+        else:
+            slope = None if self.slope is None else self.slope[:size]
+            logits(self.head, self._states(rows), tile, slope)
+            found = probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets)
+            errors(tile, targets, found.logp, slope)
         self._note(rows, found)
         return c
 
     def read_log_probs(self, rows: slice) -> None:
-        """Load the log-probs of `rows`: cheaper than `read`, and no `add` may follow."""
-        if self.entropy is not None:
-            self.read(rows)
-        else:
-            self._note(rows, log_probabilities(self._logits(rows), self.targets[rows]))
-
-    def add(self, rows: slice, coefficients: Tensor, d_hidden: Tensor, sums: Sums) -> None:
-        """Add the gradients of −Σ c·logp over `rows`, the ones just read: to `sums`, and d_hidden [N, D].
-
-        Rows with c = 0 are dropped before the products and left as they are in d_hidden. The tile is used up.
-        """
-        size = rows.stop - rows.start
-        order = compact(coefficients != 0, self.tile[:size], *(() if self.slope is None else (self.slope[:size],)))
-        places, c = order + rows.start, coefficients[order]
-        slope = None if self.slope is None else self.slope[: len(order)]
-        tile = errors(self.tile[: len(order)], self.targets[places], self.logp[places], slope)
-        self._products(tile, places, c, d_hidden, sums)
-
-    def errors(self, rows: slice) -> Tensor:
-        """The tile of `rows`, the ones just read, as errors: what `add_errors` takes."""
-        size = rows.stop - rows.start
-        slope = None if self.slope is None else self.slope[:size]
-        return errors(self.tile[:size], self.targets[rows], self.logp[rows], slope)
-
-    def add_errors(self, rows: slice, kept: Tensor, coefficients: Tensor, d_hidden: Tensor, sums: Sums) -> None:
-        """`add` for errors [n, V] that were kept, in any dtype. They and the tile are used up."""
-        order = compact(coefficients != 0, kept)
-        tile = kept[: len(order)]
-        if tile.dtype != self.precise.sums:
-            tile = self.tile[: len(order)].copy_(tile)
-        self._products(tile, order + rows.start, coefficients[order], d_hidden, sums)
-
-    def _products(self, tile: Tensor, places: Tensor, c: Tensor, d_hidden: Tensor, sums: Sums) -> None:
-        if len(places) == 0:
+        """Cheaper than `read`, and no `add` may follow."""
+        states, targets = self._states(rows), self.targets[rows]
+        if self.kernel is not None:
+            self._note(rows, reduced(self.hidden[rows], self.head, targets))
             return
-        add_bias(tile, c, self.head, sums.bias)
-        tile = tile.to(self.precise.operands)
-        product = hidden_gradient(self.head, tile, d_hidden.new_empty(len(places), d_hidden.shape[1]))
+        tile = logits(self.head, states, self.tile[: len(states)])
+        self._note(rows, log_probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets))
+
+    def add(self, rows: slice, coefficients: Tensor, d_hidden: Tensor, sums: Sums, kept: Tensor | None = None) -> None:
+        """Add the gradients of −Σ c·logp over `rows`: to `sums`, and d_hidden [N, D].
+
+        The rows just read, or any whose errors [n, V] were `kept`, in whatever dtype; either are used up, and the
+        tile. Rows with c = 0 are dropped before the products and left as they are in d_hidden.
+        """
+        found = self.errors[: rows.stop - rows.start] if kept is None else kept
+        order = compact(coefficients != 0, found)
+        if len(order) == 0:
+            return
+        places, c, found = order + rows.start, coefficients[order], found[: len(order)]
+        if found.dtype != self.precise.operands or sums.bias is not None:
+            found = widened(found, self.tile)
+        add_bias(found, c, self.head, sums.bias)
+        operand = found.to(self.precise.operands)
+        product = hidden_gradient(self.head, operand, d_hidden.new_empty(len(order), d_hidden.shape[1]))
         d_hidden.index_copy_(0, places, product.mul_(c.unsqueeze(1)))
         if sums.weight is not None:
             scaled = weighted(self.hidden[places], c, self.precise)
-            multiply(sums.weight, tile.T, scaled, alpha=self.head.gain, beta=1.0)
+            multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=1.0)
 
-    def _logits(self, rows: slice) -> Tensor:
-        size = rows.stop - rows.start
-        slope = None if self.slope is None else self.slope[:size]
-        return logits(self.head, self.hidden[rows].to(self.precise.operands), self.tile[:size], slope)
+    def _states(self, rows: slice) -> Tensor:
+        return self.hidden[rows].to(self.precise.operands)
 
     def _note(self, rows: slice, found: Rows) -> None:
         self.logp[rows], self.lse[rows] = found.logp, found.lse
         if self.entropy is not None and found.entropy is not None:
             self.entropy[rows] = found.entropy
+
+
+def widened(errors: Tensor, tile: Tensor) -> Tensor:
+    """errors in the tile's dtype: copied into the tile where they are narrower."""
+    return errors if errors.dtype == tile.dtype else tile.view(-1)[: errors.numel()].view(errors.shape).copy_(errors)
 
 
 def weighted(hidden: Tensor, c: Tensor, precise: Precision) -> Tensor:
