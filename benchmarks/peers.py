@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import grolang
+from grolang.compiler.fused import launch
 
 SLOTS = 256  # token slots of a sequence
 DPO_BETA = 0.01
@@ -85,6 +86,12 @@ def problem(
 
 def compiled(p: Problem) -> Tensor:
     return torch.as_tensor(grolang.compile(p.method)(p.hidden, p.weight, p.targets, p.batch))
+
+
+def with_kernels(p: Problem) -> Tensor:
+    if not launch.usable(p.hidden, p.weight):
+        raise RuntimeError("needs CUDA and Triton")
+    return torch.as_tensor(grolang.compile(p.method, kernels=True)(p.hidden, p.weight, p.targets, p.batch))
 
 
 def plain(p: Problem) -> Tensor:
@@ -159,6 +166,7 @@ def liger(p: Problem) -> Tensor:
 
 CONTENDERS: dict[str, Callable[[Problem], Tensor]] = {
     "grolang": compiled,
+    "grolang, Triton": with_kernels,
     "plain logits": plain,
     "TRL fused head": trl_fused,
     "TRL selective_log_softmax": trl_selective,
