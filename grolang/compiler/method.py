@@ -59,14 +59,17 @@ class Method:
 
     @property
     def name(self) -> str:
+        """What stands after `method` in its file."""
         return self.ir.name
 
     @property
     def title(self) -> str:
+        """Its title, blank where it has none."""
         return self.ir.title
 
     @property
     def path(self) -> str:
+        """Where its file is; for a built-in method its file's name."""
         return self.ir.file
 
     @property
@@ -76,6 +79,7 @@ class Method:
 
     @property
     def data(self) -> tuple[str, ...]:
+        """The kinds of data that it learns from: preference, unpaired, prompts, demonstrations."""
         return self.ir.data
 
     @property
@@ -85,10 +89,12 @@ class Method:
 
     @property
     def params(self) -> dict[str, float]:
+        """Its hyper-parameters with the values that they are set to."""
         return {name: row.value for name, row in self.ir.parameters.items()}
 
     @property
     def scores(self) -> dict[str, ScoreRow]:
+        """The numbers per completion that it is given from outside, by name."""
         return self.ir.scores
 
     @cached_property
@@ -112,6 +118,7 @@ class Method:
 
     @cached_property
     def needs(self) -> Needs:
+        """The models and passes it takes, and how much of a step must be there before a coefficient is known."""
         return needs(self.program, tuple(self.ir.scores))
 
     def replace(self, /, **params: float) -> Method:

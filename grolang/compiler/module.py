@@ -57,6 +57,7 @@ class Compiled(nn.Module):
         self._number = enrolled(self)  # a copy is a module of its own
 
     def extra_repr(self) -> str:
+        """Name and schedule, for torch's printing of modules."""
         return f"{self.method.name}, schedule={self.method.schedule.kind}"
 
     def forward(

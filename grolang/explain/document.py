@@ -29,6 +29,8 @@ Words = tuple[Inline, ...]
 
 @dataclass(frozen=True)
 class Paragraph:
+    """A line of words."""
+
     words: Words
 
 
@@ -41,11 +43,15 @@ class Display:
 
 @dataclass(frozen=True)
 class Items:
+    """A list, an item for each row."""
+
     rows: tuple[Words, ...]
 
 
 @dataclass(frozen=True)
 class Table:
+    """A head and rows of as many cells."""
+
     head: tuple[Words, ...]
     rows: tuple[tuple[Words, ...], ...]
 
@@ -61,6 +67,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
+    """Drawings beside each other."""
+
     figures: tuple[Figure, ...]
 
 
@@ -77,16 +85,21 @@ Block = Union[Paragraph, Display, Items, Table, Figures, Listing]
 
 @dataclass(frozen=True)
 class Section:
+    """A heading, blank where there is none, and what stands under it."""
+
     title: str
     blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True)
 class Document:
+    """A title and sections: what markdown, html, latex and terminal print."""
+
     title: str
     sections: tuple[Section, ...]
 
     def figures(self) -> Iterable[Figure]:
+        """Every drawing of the document, in order."""
         for section in self.sections:
             for block in section.blocks:
                 if isinstance(block, Figures):

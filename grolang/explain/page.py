@@ -57,26 +57,32 @@ class Page:
 
     @property
     def name(self) -> str:
+        """The method's name."""
         return self.ir.name
 
     @cached_property
     def estimator(self) -> Estimator:
+        """ĝ, the coefficient and the losses of its laws as formulas, with what each sign means."""
         return estimator(self.ir)
 
     @cached_property
     def row(self) -> Row:
+        """ω, z, ε*, B, A, needs, bias and aggregation."""
         return row(self.ir, self.findings)
 
     @cached_property
     def cost(self) -> tuple[tuple[str, str], ...]:
+        """What a step takes: passes, completions, the schedule of the fused loss; (what, how much)."""
         return cost(self.ir)
 
     @cached_property
     def facts(self) -> tuple[Words, ...]:
+        """Bias and why, ranges, invariances, what a parameter of 0 drops; a sentence each."""
         return facts(self.ir, self.findings)
 
     @cached_property
     def relatives(self) -> tuple[Words, ...]:
+        """What it extends or equals, and what extends or equals it; a sentence each."""
         return relatives(self.ir)
 
     @cached_property

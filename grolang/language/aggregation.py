@@ -16,6 +16,10 @@ DEFAULT_AGGREGATE = (("sum", "tokens"), ("mean", "sequences"))
 
 
 def aggregation(declared: Declarations, elaborator: Elaborator, findings: Findings) -> tuple[Step, ...]:
+    """The steps of `aggregate`, from the tokens up; without it `sum over tokens, mean over sequences`.
+
+    Empty where one of them is wrong, which is then among the findings.
+    """
     statement = declared.one("aggregate")
     if statement is None:
         return tuple(

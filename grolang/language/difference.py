@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from grolang.language.declarations import Declarations, declare
 from grolang.language.findings import Findings
+from grolang.language.formatter import one_line
 from grolang.language.source import Source
-from grolang.language.syntax import parser
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,5 @@ def _statements(source: Source) -> dict[str, str]:
     found = {}
     for (space, name), statement in declared.table.items():
         what = " ".join(word for word in (kinds.get(statement.kind, ""), name or space) if word)
-        text = statement.source.text[statement.start : statement.end]
-        found[what] = " ".join(str(word) for word in parser().lex(text))
+        found[what] = one_line(statement)
     return found

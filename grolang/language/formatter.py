@@ -77,6 +77,12 @@ def format_text(text: str, name: str = "text") -> str:
     return "".join(f"{line}\n" for line in _joined(items))
 
 
+def one_line(statement: Statement) -> str:
+    """A statement on one line, spaced as in a formatted file, without its comments."""
+    line = _line(statement)
+    return _text(line, 0, len(line.words))
+
+
 def _between(gap: str, *, after: bool, before: bool) -> list[str | _Line]:
     """The comment and blank lines between two statements; a blank line is ""."""
     lines = gap.split("\n")

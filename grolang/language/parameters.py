@@ -27,6 +27,10 @@ def number(tree: Tree[Token] | Token | None) -> float:
 
 
 def parameter(name: str, statement: Statement, findings: Findings) -> ParameterRow | None:
+    """The row of `param NAME = NUMBER [in INTERVAL] ["help"]`.
+
+    None, with a finding, where the default lies outside of the bounds (E501), or no number within them (E502).
+    """
     _, value_tree, interval_tree, help_text = statement.tree.children
     assert isinstance(value_tree, Tree) and not isinstance(help_text, Tree)
     value, interval = number(value_tree), Interval()
@@ -47,6 +51,7 @@ def parameter(name: str, statement: Statement, findings: Findings) -> ParameterR
 
 
 def score(name: str, statement: Statement, findings: Findings) -> ScoreRow:
+    """The row of `score NAME [= BUILTIN] ["help"]`; E405 for a built-in score that is not there."""
     word, builtin, help_text = statement.tree.children
     assert isinstance(word, Token) and not isinstance(builtin, Tree) and not isinstance(help_text, Tree)
     if builtin is not None and str(builtin) not in BUILTIN_SCORES:

@@ -61,6 +61,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
+        """Whether the claim was proved or held."""
         return self.outcome in ("proved", "held")
 
 

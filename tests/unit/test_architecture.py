@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -205,3 +206,19 @@ def test_a_built_in_method_cites_its_source_and_stays_short(name: str) -> None:
     lines = [line for line in text.splitlines() if line.strip()]
     assert 6 <= len(lines) <= 25, f"{len(lines)} lines"
     assert re.search(r"arXiv:\d{4}\.\d{5}|\((19|20)\d\d\)|, (19|20)\d\d\)", text), "cites no paper"
+
+
+@pytest.mark.parametrize("module", ["grolang", "grolang.testing", "grolang.explain", "grolang.runtime"])
+def test_what_a_user_imports_says_what_it_is(module: str) -> None:
+    """Every public name, and every method and property of a public class."""
+    found, silent = import_module(module), []
+    for name in found.__all__:
+        thing = getattr(found, name)
+        if not isinstance(thing, type) and not inspect.isfunction(thing):
+            continue
+        silent += [] if thing.__doc__ and not thing.__doc__.startswith(f"{name}(") else [name]
+        for part, value in vars(thing).items() if isinstance(thing, type) else ():
+            told = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+            if not part.startswith("_") and inspect.isfunction(told) and not told.__doc__:
+                silent.append(f"{name}.{part}")
+    assert not silent
