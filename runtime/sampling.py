@@ -1,8 +1,8 @@
 """Completions of prompts, through transformers' `generate`.
 
-A sampled token is the argmax of logits / temperature + Gumbel noise, which is a draw from the softmax. The
-noise is a hash of the completion's own key and the token's place, so a completion depends on nothing else: not
-on the batch that it was drawn in, the process or the order (rounding of the logits apart).
+A sampled token is the one whose share of [0, 1], by the softmax of logits / temperature, holds a random number. That
+number is a hash of the completion's own key and the token's place, so a completion depends on nothing else: not on the
+batch that it was drawn in, the process or the order (rounding of the logits apart).
 """
 
 from __future__ import annotations
@@ -99,15 +99,19 @@ def _right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def gumbel(keys: Tensor, place: int, width: int) -> Tensor:
-    """Standard Gumbel noise, float64 [S, width]: a function of each key [S], the place and the column alone."""
-    rows = _mix(keys + torch.full_like(keys, place + 1) * GOLDEN)[:, None]
-    bits = _right(_mix(rows + torch.arange(1, width + 1, device=keys.device) * GOLDEN), 11)
-    uniform = (bits.double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log(uniform))
+def uniform(keys: Tensor, place: int) -> Tensor:
+    """A number in (0, 1) for each key [S], float64: a function of the key and the place alone."""
+    bits = _right(_mix(keys + torch.full_like(keys, place + 1) * GOLDEN), 11)
+    return (bits.double() + 0.5) * 2.0**-53
 
 
-class _Noise(LogitsProcessor):
+def drawn_at(numbers: Tensor, logits: Tensor) -> Tensor:
+    """The token [S, 1] at which the softmax of logits [S, V], summed up, reaches each number [S]."""
+    reached = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    return torch.searchsorted(reached, numbers[:, None] * reached[:, -1:]).clamp_(max=logits.shape[1] - 1)
+
+
+class _Chance(LogitsProcessor):
     """Turns greedy decoding into sampling, and keeps the log-prob of what is chosen where it is asked to."""
 
     def __init__(self, keys: Tensor, prompt: int, how: Sampling, keep: bool) -> None:
@@ -117,10 +121,10 @@ class _Noise(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float() / self.temperature
         scores = self.truncation(input_ids, scores)  # type: ignore[arg-type]
-        noisy = scores + gumbel(self.keys, input_ids.shape[1] - self.prompt, scores.shape[1]).to(scores.dtype)
+        token = drawn_at(uniform(self.keys, input_ids.shape[1] - self.prompt), scores)
         if self.kept is not None:
-            self.kept.append(scores.log_softmax(-1).gather(1, noisy.argmax(-1, keepdim=True))[:, 0])
-        return noisy
+            self.kept.append(scores.log_softmax(-1).gather(1, token)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 class _Stopped(StoppingCriteria):
@@ -227,17 +231,17 @@ def _draw_batch(
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     attention = (torch.arange(width, device=model.device)[None] >= width - lengths[:, None]).long()
-    noise = None if keys is None else _Noise(torch.tensor(keys, device=model.device), width, how, keep_logp)
+    chance = None if keys is None else _Chance(torch.tensor(keys, device=model.device), width, how, keep_logp)
     stopped = None if how.stop is None else _Stopped(how.stop, width, len(prompts))
     config = _settings(do_sample=False, max_new_tokens=how.limit, eos_token_id=sorted(how.ends), pad_token_id=pad)
     output = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=attention,
         generation_config=config,
-        logits_processor=LogitsProcessorList([noise] if noise else []),
+        logits_processor=LogitsProcessorList([chance] if chance else []),
         stopping_criteria=StoppingCriteriaList([stopped] if stopped else []),
     )
-    logps = torch.stack(noise.kept, 1).tolist() if noise is not None and noise.kept else [[]] * len(prompts)
+    logps = torch.stack(chance.kept, 1).tolist() if chance is not None and chance.kept else [[]] * len(prompts)
     stops = stopped.lengths if stopped is not None else [None] * len(prompts)
     return [
         _cut(row, logp, how.ends, stop)

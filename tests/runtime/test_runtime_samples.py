@@ -17,7 +17,10 @@ from transformers import AutoTokenizer
 
 from grolang import GroError
 from grolang.runtime import parquet, samples, start
-from grolang.runtime.sampling import draw
+from grolang.runtime.sampling import Generate, Sampling
+
+#: samples of nearly the same length have rewards that differ
+REWARDS = "def rest(completion_ids, **_):\n    return [float(sum(ids) % 7) for ids in completion_ids]\n"
 
 
 def run(tiny: str, output: Path, method: str, kind: str, **flags: Any) -> Path:
@@ -34,8 +37,10 @@ def run(tiny: str, output: Path, method: str, kind: str, **flags: Any) -> Path:
 @pytest.fixture(scope="module")
 def drawn(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """grpo, two updates on each draw."""
-    output = tmp_path_factory.mktemp("samples") / "out"
-    return run(tiny, output, "grpo", "prompts", group=3, updates=2, score={"correct": "length"})
+    folder = tmp_path_factory.mktemp("samples")
+    (folder / "rewards.py").write_text(REWARDS)
+    score = {"correct": f"{folder / 'rewards.py'}:rest"}
+    return run(tiny, folder / "out", "grpo", "prompts", group=3, updates=2, score=score)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_the_columns_say_of_a_token_what_the_metrics_say_of_the_step(drawn: Path
         assert line["completions/mean_length"] == sum(row["length"] for row in own) / len(own)
     for row in rows:
         assert row["length"] == len(row["ids"]) == len(row["coefficients"]) == len(row["omegas"]) == len(row["zs"])
-        assert row["score/correct"] == row["length"]
+        assert row["score/correct"] == sum(row["ids"]) % 7
         assert row["coefficient/min"] <= row["coefficient/mean"] <= row["coefficient/max"]
         assert row["advantage"] == pytest.approx(sum(row["advantages"]) / row["length"], rel=1e-5, abs=1e-6)
         assert row["logp_old"] is not None and row["logp_sampler"] is None
@@ -77,7 +82,7 @@ def test_a_group_has_advantages_of_mean_zero(rows: list[dict[str, Any]]) -> None
 
 def test_a_resumed_run_keeps_the_samples_of_the_run_that_was_never_stopped(tiny: str, drawn: Path) -> None:
     cut = drawn.parent / "cut"
-    flags = {"group": 3, "updates": 2, "score": {"correct": "length"}}
+    flags = {"group": 3, "updates": 2, "score": {"correct": f"{drawn.parent / 'rewards.py'}:rest"}}
     run(tiny, cut, "grpo", "prompts", save_every=2, **flags)
     shutil.rmtree(cut / "checkpoints/step-00000004")  # as if it had been killed before that was saved
     start({"output": str(cut), "resume": True}, None, Console(file=io.StringIO()))
@@ -100,7 +105,7 @@ def test_every_step_draws_anew_and_the_greedy_completion_is_drawn_without_chance
     first, second = (json.loads(line) for line in seen.read_text().splitlines())
     own = AutoTokenizer.from_pretrained(tiny)
     prompt = own("1+1=")["input_ids"]
-    (best,) = draw(tiny_model(), [prompt], None, ends=frozenset([own.eos_token_id]), limit=6)
+    (best,) = Generate(tiny_model())([prompt], None, Sampling(frozenset([own.eos_token_id]), limit=6))
     assert first[3] == second[3] == own.decode(best.ids, skip_special_tokens=True)
     assert len({*first[:3], *second[:3], first[3]}) == 7
 

@@ -18,7 +18,7 @@ from grolang import GroError
 from grolang.runtime import defaults, parquet, start
 from grolang.runtime.examples import Ids
 from grolang.runtime.policy import Policy, Tokens, load_model, load_tokenizer
-from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop, gumbel
+from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop, drawn_at, uniform
 
 ENDS = frozenset([3])
 PROMPTS = [[10, 11, 12], [20], [30, 31], [40, 41, 42, 43, 44]]
@@ -41,14 +41,21 @@ def embedded() -> Embedded:
     return load_model(path, dtype=torch.float32, device=torch.device("cpu")), tokenizer, ids
 
 
-def test_the_argmax_of_noisy_logits_is_a_draw_from_the_softmax() -> None:
-    share = torch.tensor([0.05, 0.15, 0.3, 0.5], dtype=torch.float64)
+def test_tokens_are_drawn_from_the_softmax_and_one_that_cannot_come_never_is() -> None:
+    share = torch.tensor([0.0, 0.05, 0.15, 0.0, 0.3, 0.5, 0.0], dtype=torch.float64)
     keys = torch.arange(40_000) * 7919
-    chosen = (share.log() + gumbel(keys, 3, 4)).argmax(1)
-    found = torch.bincount(chosen, minlength=4) / len(keys)
-    torch.testing.assert_close(found.double(), share, atol=0.01, rtol=0)
-    first, second = gumbel(keys, 0, 1)[:, 0], gumbel(keys, 1, 1)[:, 0]
-    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.02
+    found = torch.bincount(drawn_at(uniform(keys, 3), share.log().expand(len(keys), -1))[:, 0], minlength=7)
+    torch.testing.assert_close(found / len(keys), share.float(), atol=0.01, rtol=0)
+    assert not found[share == 0].any()
+    ends = torch.tensor([2.0**-54, 1 - 2.0**-53], dtype=torch.float64)  # the least and the largest number
+    assert drawn_at(ends, share.log().expand(2, -1)).tolist() == [[1], [5]]
+
+
+def test_the_numbers_of_places_and_keys_have_nothing_to_do_with_each_other() -> None:
+    keys = torch.arange(40_000)
+    found = torch.stack([uniform(keys, 0), uniform(keys, 1), uniform(keys + 1, 0)])
+    assert float((torch.corrcoef(found) - torch.eye(3)).abs().max()) < 0.02
+    assert float(found.min()) > 0 and float(found.max()) < 1
 
 
 def test_a_completion_does_not_depend_on_the_batch_that_it_is_drawn_in() -> None:
@@ -143,7 +150,7 @@ def test_a_truncated_draw_is_from_the_tokens_that_are_left(embedded: Embedded, h
     assert draw(model, prompts, None, **given, **how) == draw(model, prompts, None, **given)
 
 
-@pytest.mark.parametrize("text", ["\n", "=", "\n##", "8="])
+@pytest.mark.parametrize("text", ["\n", "=", "\n##", "+"])
 def test_a_completion_ends_with_the_token_that_completes_a_stop(embedded: Embedded, text: str) -> None:
     """It is the completion without the stop, cut there: nothing that follows is in it."""
     model, tokenizer, prompts = embedded

@@ -407,7 +407,7 @@ def test_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> No
     Path("mine.gro").write_text(GOOD)
     code, out, _ = run(capsys, "table", "mine.gro", "dpo", "--markdown")
     rows = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| `")]
-    assert code == 0 and rows == ["| `mine`", "| `dpo`"]
+    assert code == 0 and rows == ["| `mine`", "| `dpo` †"]
     assert run(capsys, "table", "mine.gro", "-o", "t.html") == (0, "wrote t.html\n", "")
     assert run(capsys, "table", "nothing")[0] == 2
 
