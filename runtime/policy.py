@@ -19,6 +19,7 @@ from transformers.utils import logging
 from grolang.compiler.forming import FILLER
 from grolang.compiler.fused import BUDGET, Head, attach, factored_pass, logps, single_pass
 from grolang.language.diagnostics import GroError
+from grolang.runtime import packing
 
 Weigh = Callable[[Tensor, Tensor | None], Tensor]
 """Coefficients [N] of a micro-batch's tokens from their log-probs and entropies [N]."""
@@ -57,15 +58,19 @@ class Tokens:
 class Policy(nn.Module):
     """A causal model whose forward pass gives log-probs of completions, and a loss where coefficients are wanted.
 
-    It is a module of its own so that whatever wraps it (DDP, FSDP) sees every parameter used inside `forward`.
+    It is a module of its own so that whatever wraps it (DDP, FSDP) sees every parameter used inside `forward`. With
+    `packed` its model's attention was prepared (`packing.enable`), and sequences go through it without padding.
     """
 
     budget = BUDGET  # bytes of logits that live at once
 
-    def __init__(self, model: PreTrainedModel, temperature: float = 1.0, *, compiled: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, temperature: float = 1.0, *, compiled: bool = False, packed: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.packed = packed
         decoder = cast(Any, model).get_decoder()
         # in a tuple, so that its parameters are not named twice
         self.decoder = (torch.compile(decoder, dynamic=True) if compiled else decoder,)
@@ -91,8 +96,19 @@ class Policy(nn.Module):
     def hidden(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """States [N, D] that predict the marked tokens, and those tokens [N]."""
         (decoder,) = self.decoder
+        predicts = tokens.target[:, 1:]
+        layout = self._layout(tokens) if self.packed else None
+        if layout is not None:
+            return packing.take(packing.states(decoder, layout), layout.place[predicts]), tokens.ids[tokens.target]
         states: Tensor = decoder(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)[0]
-        return states[:, :-1][tokens.target[:, 1:]], tokens.ids[tokens.target]
+        return states[:, :-1][predicts], tokens.ids[tokens.target]
+
+    @staticmethod
+    def _layout(tokens: Tokens) -> packing.Layout | None:
+        """The row of these sequences but for their last tokens, which predict nothing; None where it saves little."""
+        counts = (tokens.attention.sum(1) - 1).tolist()
+        layout = packing.lay_out([ids[:count] for ids, count in zip(tokens.ids.tolist(), counts, strict=True)])
+        return layout.to(tokens.ids.device) if len(layout.ids) <= packing.WORTH * tokens.ids.numel() else None
 
     def forward(
         self,

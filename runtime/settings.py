@@ -81,6 +81,10 @@ class ModelSettings(Panel):
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
         None, description="Implementation: sdpa, eager or flash_attention_2; the model's own if left out."
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="No padding, and prompts that sequences share run once: auto (where the model can), on, off.",
+    )
     checkpointing: bool = Field(False, description="Recompute activations in the backward pass, for memory.")
     compile: bool = Field(False, description="Run the model's layers through torch.compile.")
     chat_template: str | None = Field(
@@ -209,6 +213,8 @@ class RunSettings(
         adapter = ("lora_alpha", "lora_targets", "lora_dropout", "quantize", "merge")
         if not self.lora and (given := [name for name in adapter if getattr(self, name)]):
             raise ValueError(f"{flag(given[0])} is of an adapter: give --lora RANK as well")
+        if self.packing == "on" and self.compile:
+            raise ValueError("--packing on gives rows of ever new shapes, --compile wants few: leave one of them out")
         if self.early_stop and not self.eval_every:
             raise ValueError(
                 f"--early-stop {self.early_stop} counts evaluations on the way: give --eval-every N as well"

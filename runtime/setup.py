@@ -19,6 +19,7 @@ from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
 from grolang.runtime.names import check_folder
+from grolang.runtime.packing import enable
 from grolang.runtime.policy import (
     Policy,
     check_head,
@@ -93,7 +94,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
             prompts = spaced.part([number for number in spaced.kept if number in set(held.kept)])
             held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scoring=using))
 
-    engine = _engine(method, settings, accelerator, model, encoder)
+    engine = _engine(method, settings, accelerator, model, encoder, say)
     if engine.sharded:
         sampler = replace(sampler, around=partial(whole, engine.policy))
         if held_out.sampler is not None:
@@ -186,15 +187,24 @@ def fresh_model(settings: RunSettings) -> PreTrainedModel:
 
 
 def _engine(
-    method: Method, settings: RunSettings, accelerator: Accelerator, model: PreTrainedModel, encoder: Encoder
+    method: Method,
+    settings: RunSettings,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    encoder: Encoder,
+    say: Callable[[str], None],
 ) -> Engine:
-    policy = Policy(model, settings.temperature, compiled=settings.compile)
+    def source(model: PreTrainedModel) -> Policy:
+        packed = _packed(model, settings, say)
+        return Policy(model, settings.temperature, compiled=settings.compile, packed=packed)
+
+    policy = source(model)
     reference: Policy | WithoutAdapter | None = None
     if method.needs.reference and settings.lora and settings.reference is None:
         reference = WithoutAdapter(policy, model)
     elif method.needs.reference:
         own = frozen_copy(model) if settings.reference is None else _model(settings.reference, settings, accelerator)
-        reference = Policy(own.requires_grad_(False), settings.temperature, compiled=settings.compile)
+        reference = source(own.requires_grad_(False))
     if settings.lora:
         add_lora(model, settings.model or str(defaults.model_path()), settings)
     if settings.checkpointing:
@@ -217,6 +227,19 @@ def _engine(
         dtype=torch.float64 if double else torch.float32,
         autocast=_autocast(settings, accelerator.device),
     )
+
+
+def _packed(model: PreTrainedModel, settings: RunSettings, say: Callable[[str], None]) -> bool:
+    """Whether sequences go through this model packed; where that was left to us and cannot be, a line says why."""
+    if settings.packing == "off" or settings.compile:
+        return False
+    refusal = enable(model)
+    if refusal is None:
+        return True
+    if settings.packing == "on":
+        raise GroError.plain(f"--packing on: {refusal}", help="leave it out: sequences are padded then")
+    say(f"note: sequences are padded: {refusal}")
+    return False
 
 
 def _autocast(settings: RunSettings, device: torch.device) -> torch.dtype | None:

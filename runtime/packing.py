@@ -1,0 +1,222 @@
+"""Sequences end to end through the model, and what they begin with alike once: the same states, without padding.
+
+The state of a token is a function of the tokens up to it. So a row of N tokens stands for all sequences: each token
+that some sequence has after the same beginning is there once (the prompt of a group, of a pair), and padding is not
+there. What a decoder does token by token (embedding, projections, norms, MLP) runs on this row. Attention alone needs
+whole sequences: queries, keys and values are copied into blocks of sequences of like length, pass through the model's
+own attention under the mask that the model itself asks for, and go back to the row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from grolang.runtime.examples import Ids
+
+LIKE = 0.75  # sequences at least so long as the longest of their block go with it
+WORTH = 0.95  # of the tokens of the padded pass: where more remain, packing is not worth the copying
+PREFIX = "packed-"
+SAME, HALF = 1e-3, 0.1  # of what a token changes: states that are the same, but for rounding, and in half precision
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of s sequences stand in a row of N: `place` [s, longest] numbers them, and is 0 after their end.
+
+    ids [N] and positions [N] are what the model reads. For attention the row is copied to M places by `spread` [M],
+    the flattened blocks of `shapes` (sequences, length), and `gather` [N] names for each token one of those places.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    place: Tensor
+    spread: Tensor
+    gather: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device) -> Layout:
+        names = ("ids", "positions", "place", "spread", "gather")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def lay_out(sequences: Sequence[Ids]) -> Layout:
+    """The row of these sequences, none of which is empty."""
+    ids, positions, place = _shared(sequences)
+    whole = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in place], batch_first=True)
+    gather = torch.empty(len(ids), dtype=torch.long)
+    spread: list[Tensor] = []
+    shapes = []
+    for rows in _blocks([len(one) for one in place]):
+        width = len(place[rows[0]])
+        for row in rows:
+            start = sum(map(len, spread))
+            spread.append(whole[row, :width])  # after its end a sequence looks at nothing, and is not looked at
+            gather[place[row]] = torch.arange(start, start + len(place[row]))
+        shapes.append((len(rows), width))
+    return Layout(torch.tensor(ids), torch.tensor(positions), whole, torch.cat(spread), gather, tuple(shapes))
+
+
+def _shared(sequences: Sequence[Ids]) -> tuple[list[int], list[int], list[list[int]]]:
+    """ids [N], positions [N], and the numbers of each sequence's tokens among them.
+
+    In dictionary order each sequence shares with the one before it all that it shares with any before it.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    place: list[list[int]] = [[] for _ in sequences]
+    before = None
+    for row in sorted(range(len(sequences)), key=lambda row: sequences[row]):
+        own, same = sequences[row], 0
+        if before is not None:
+            other = sequences[before]
+            ends = min(len(own), len(other))
+            same = next((at for at in range(ends) if own[at] != other[at]), ends)
+            place[row] = place[before][:same]
+        place[row] = [*place[row], *range(len(ids), len(ids) + len(own) - same)]
+        ids += own[same:]
+        positions += range(same, len(own))
+        before = row
+    return ids, positions, place
+
+
+def _blocks(lengths: Sequence[int]) -> list[list[int]]:
+    """Sequences of like length, the longest first."""
+    blocks: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if blocks and lengths[row] >= LIKE * lengths[blocks[-1][0]]:
+            blocks[-1].append(row)
+        else:
+            blocks.append([row])
+    return blocks
+
+
+def states(decoder: Callable[..., Any], layout: Layout) -> Tensor:
+    """[N, D] states of a row, from a decoder whose attention was prepared by `enable`."""
+    told = torch.ones((1, layout.place.shape[1]), dtype=torch.long, device=layout.ids.device)
+    found: Tensor = decoder(
+        input_ids=layout.ids[None],
+        position_ids=layout.positions[None],
+        attention_mask=told,
+        use_cache=False,
+        packed=(layout.spread, layout.gather, layout.shapes),
+    )[0]
+    return found[0]
+
+
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """values [N, …] at these rows; the backward pass adds up in one order, on every device."""
+    found = nn.functional.embedding(rows, values.flatten(1))
+    return found.view(*rows.shape, *values.shape[1:])
+
+
+def _attention(
+    inner: Callable[..., Any] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    packed: tuple[Tensor, Tensor, tuple[tuple[int, int], ...]] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention `inner`, block by block where the row is packed."""
+    if inner is None:  # eager attention is each architecture's own
+        inner = sys.modules[type(module).__module__].eager_attention_forward
+    if packed is None:
+        own: tuple[Tensor, Tensor | None] = inner(module, query, key, value, attention_mask, *args, **options)
+        return own
+    spread, gather, shapes = packed
+    options.pop("position_ids", None)  # of the row; attention looks at them for packed rows of another kind
+    sizes = [rows * length for rows, length in shapes]
+    parts = [torch.split(take(one[0].transpose(0, 1), spread), sizes) for one in (query, key, value)]
+    found = []
+    for (rows, length), *block in zip(shapes, *parts, strict=True):
+        mask = attention_mask if attention_mask is None else attention_mask[..., :length, :length]
+        whole = (one.view(rows, length, *one.shape[1:]).transpose(1, 2) for one in block)
+        found.append(inner(module, *whole, mask, *args, **options)[0].flatten(0, 1))
+    return take(torch.cat(found), gather)[None], None
+
+
+def _mask(inner: Callable[..., Any], **options: Any) -> Any:
+    """The mask that the model asks for. Of a packed row it has more queries than keys: the longest sequence's."""
+    if options["q_length"] > options["kv_length"]:
+        options |= {"q_length": options["kv_length"], "attention_mask": None}
+    return inner(**options)
+
+
+def enable(model: PreTrainedModel) -> str | None:
+    """Prepare the model's attention for packed rows. Where its states would not be the same: the reason, no change.
+
+    Whether they are is tried out on a few tokens, and not read off the architecture's name: recurrent layers, position
+    biases and attention that is not transformers' own mix the sequences of a row.
+    """
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    if own.startswith(PREFIX):
+        return None
+    try:
+        attention, masks = (
+            cast(Any, transformers).AttentionInterface(),
+            cast(Any, transformers).AttentionMaskInterface(),
+        )
+        inner = None if own == "eager" else attention[own]
+        attention.register(PREFIX + own, partial(_attention, inner))
+        masks.register(PREFIX + own, partial(_mask, masks[own]))
+    except (AttributeError, KeyError):
+        return f"the attention `{own}` of {config.model_type} is not known to take packed rows"
+    config._attn_implementation = PREFIX + own
+    try:
+        different = _different(model)
+    except Exception:  # whatever an architecture does with what it does not know
+        different = f"the layers of {config.model_type} do not take packed rows"
+    if different is not None:
+        config._attn_implementation = own
+    return different
+
+
+@torch.no_grad()
+def _different(model: PreTrainedModel) -> str | None:
+    """What a packed row changes in three short sequences, against what another token at their beginning does.
+
+    In half precision rounding alone changes something; but a token that only one sequence has must then still be
+    nothing to the others.
+    """
+    config, decoder = model.config.get_text_config(), cast(Any, model).get_decoder()
+    draw = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(0, config.vocab_size, (length,), generator=draw) for length in (9, 12, 7)]
+    drawn[1][:5] = drawn[0][:5]
+
+    def alone(ids: Tensor) -> Tensor:
+        found: Tensor = decoder(input_ids=ids[None].to(model.device), use_cache=False)[0]
+        return found[0].double()
+
+    def other(ids: Tensor, place: int) -> Tensor:
+        changed = ids.clone()
+        changed[place] = (ids[place] + 1) % config.vocab_size
+        return changed
+
+    layout = lay_out([ids.tolist() for ids in drawn]).to(model.device)
+    row = states(decoder, layout).double()
+    error = matters = 0.0
+    for place, ids in zip(layout.place, drawn, strict=True):
+        own = alone(ids)
+        error = max(error, float((row[place[: len(ids)]] - own).norm(dim=-1).max()))
+        matters += float((alone(other(ids, 1)) - own).norm(dim=-1)[2:].mean()) / len(drawn)
+    last = min(int(place[len(ids) - 1]) for place, ids in zip(layout.place, drawn, strict=True))  # of the first
+    changed = replace(layout, ids=other(layout.ids, last))
+    leaks = (states(decoder, changed).double() - row).norm(dim=-1)
+    leaks[last] = 0
+    rounding = HALF if model.dtype.itemsize < 4 else SAME
+    if error <= rounding * matters and float(leaks.max()) <= SAME * matters:
+        return None
+    return f"in a packed row the layers of {config.model_type} see tokens of other sequences"
