@@ -33,6 +33,9 @@ SIZES = {  # hidden, layers, vocabulary
 }
 PAIRS, PROMPTS, GROUP, TOKENS = 16, 4, 8, 48
 NO_CLIP = 1e9
+REWARDS = """def correct(completions, **_):
+    return [float(sum(map(ord, said)) % 7) for said in completions]
+"""  # of samples of a model that knows nothing: rewards that differ, or there would be nothing to compute
 
 
 def make_model(size: str, folder: Path) -> None:
@@ -108,7 +111,8 @@ def grolang_side(problem: str, model: Path, folder: Path, steps: int) -> None:
         "output": str(folder / "run"),
     }
     if problem == "grpo":
-        flags |= {"group": GROUP, "max_completion": TOKENS}
+        (folder / "rewards.py").write_text(REWARDS)
+        flags |= {"group": GROUP, "max_completion": TOKENS, "score": {"correct": f"{folder / 'rewards.py'}:correct"}}
     start(flags)
 
 
@@ -150,11 +154,13 @@ def trl_side(problem: str, model: Path, folder: Path, steps: int) -> None:
         **common,
     )
 
-    def correct(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        return [float(said.strip().endswith(f"#### {right}")) for said, right in zip(completions, answer)]
-
+    own: dict[str, Any] = {}
+    exec(REWARDS, own)
     data = Dataset.from_list(rows("prompts", PROMPTS))
-    GRPOTrainer(policy, reward_funcs=correct, args=config, train_dataset=data, processing_class=tokenizer).train()
+    trainer = GRPOTrainer(
+        policy, reward_funcs=own["correct"], args=config, train_dataset=data, processing_class=tokenizer
+    )
+    trainer.train()
 
 
 SIDES = {"grolang": grolang_side, "TRL": trl_side}
