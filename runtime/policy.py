@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from grolang.compiler.forming import FILLER
-from grolang.compiler.fused import BUDGET, Head, attach, factored_pass, logps, single_pass
+from grolang.compiler.fused import Head, attach, factored_pass, logps, single_pass
 from grolang.language.diagnostics import GroError
 from grolang.runtime import packing
 
@@ -62,7 +62,7 @@ class Policy(nn.Module):
     `packed` its model's attention was prepared (`packing.enable`), and sequences go through it without padding.
     """
 
-    budget = BUDGET  # bytes of logits that live at once
+    budget: int | None = None  # bytes of logits that live at once; None: what suits the device
 
     def __init__(
         self, model: PreTrainedModel, temperature: float = 1.0, *, compiled: bool = False, packed: bool = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from grolang.compiler.fused import Head
 from grolang.compiler.fused.factored import pack, unit_slices
-from grolang.compiler.fused.products import spans
+from grolang.compiler.fused.products import has_bf16_products, spans
 from grolang.compiler.fused.rows import compact
 from grolang.compiler.fused.sweep import row_chunks
 
@@ -41,3 +42,13 @@ def test_units_are_packed_in_order_and_a_large_one_stands_alone() -> None:
     units = unit_slices(unit)
     assert [(u.start, u.stop) for u in units] == [(0, 2), (2, 5), (5, 14), (14, 15), (15, 19)]
     assert [(p.start, p.stop) for p in pack(units, 5)] == [(0, 5), (5, 14), (14, 19)]
+
+
+def test_bf16_products_need_a_gpu_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    asked = has_bf16_products.__wrapped__
+    assert not asked(torch.device("cpu")) and not asked(torch.device("mps"))
+    for build, capability, expected in [("12.8", (7, 5), False), ("12.8", (8, 0), True), (None, (9, 4), False)]:
+        monkeypatch.setattr(torch.version, "cuda", build)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert asked(gpu) is expected

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .head import Head
-from .products import precision
+from .products import has_bf16_products, precision
 from .rows import Rows
 
 BLOCK = 4096
@@ -35,9 +35,9 @@ PROGRAMS = 1024
 
 
 def usable(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether kernels can take part: sums in fp32, on CUDA, with Triton."""
+    """Whether kernels can take part: sums in fp32, on CUDA from compute capability 8.0, with Triton."""
     fp32 = precision(hidden, weight).sums == torch.float32
-    return fp32 and hidden.is_cuda and importlib.util.find_spec("triton") is not None
+    return fp32 and has_bf16_products(hidden.device) and importlib.util.find_spec("triton") is not None
 
 
 class RowKernel:

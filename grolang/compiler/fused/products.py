@@ -3,8 +3,9 @@
 The stated choice per device:
 - CUDA, bf16 hidden states and head: bf16 operands, fp32 results (`out_dtype`). Logits are exact to fp32
   rounding; the softmax and c⊙H are rounded to bf16 as operands of the two backward products.
-- everything else (CPU, MPS, ROCm, fp16, mixed dtypes, torch before 2.10): operands are converted to the sums'
-  dtype, which is exact. fp16 takes this path because probabilities and c⊙H would underflow as operands.
+- everything else (CPU, MPS, ROCm, older GPUs, fp16, mixed dtypes, torch before 2.10): operands are converted to the
+  sums' dtype, which is exact. fp16 takes this path because probabilities and c⊙H would underflow as operands.
+Whether CUDA rounds fp32 operands to TF32 is torch's own switch, off by default (`torch.set_float32_matmul_precision`).
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ class Precision:
 def precision(hidden: Tensor, weight: Tensor) -> Precision:
     sums = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     both_bf16 = hidden.dtype == weight.dtype == torch.bfloat16
-    return Precision(sums, torch.bfloat16 if both_bf16 and hidden.is_cuda and adds_in_fp32() else sums)
+    return Precision(sums, torch.bfloat16 if both_bf16 and adds_in_fp32(hidden.device) else sums)
+
+
+def adds_in_fp32(device: torch.device) -> bool:
+    """Whether addmm's out_dtype takes an fp32 accumulator beside bf16 operands: CUDA builds from torch 2.10."""
+    return torch.__version__ >= "2.10" and has_bf16_products(device)
 
 
 @cache
-def adds_in_fp32() -> bool:
-    """Whether addmm's out_dtype takes an fp32 accumulator beside bf16 operands: CUDA builds from torch 2.10."""
-    return torch.version.cuda is not None and torch.__version__ >= "2.10"
+def has_bf16_products(device: torch.device) -> bool:
+    """NVIDIA's GPUs from compute capability 8.0 on: what torch's products of bf16 and the Triton kernels need."""
+    return device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def multiply(out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
