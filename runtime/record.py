@@ -118,11 +118,16 @@ def process() -> dict[str, Any]:
 
 
 def is_alive(noted: Mapping[str, Any]) -> bool:
-    """Whether a process is there still. One on another host cannot be asked and counts as alive."""
+    """Whether a process is there still. One on another host cannot be asked and counts as alive.
+
+    A zombie is dead, and waits for a parent that, as in many containers, never asks.
+    """
     if noted.get("host") != socket.gethostname():
         return bool(noted)
     try:
-        return bool(abs(psutil.Process(int(noted["pid"])).create_time() - float(noted["created"])) < 1)
+        found = psutil.Process(int(noted["pid"]))
+        same = abs(found.create_time() - float(noted["created"])) < 1
+        return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, KeyError, ValueError):
         return False
 

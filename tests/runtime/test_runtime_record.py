@@ -9,10 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import rows_of
 from rich.console import Console
@@ -116,6 +118,9 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps({"status": "running", "process": noted}))
     assert Record(run).status == "running"
     alive.send_signal(signal.SIGKILL)
+    while psutil.Process(alive.pid).status() != psutil.STATUS_ZOMBIE:  # until its parent asks for it
+        time.sleep(0.01)
+    assert Record(run).status == "interrupted"
     alive.wait()
     assert Record(run).status == "interrupted"
     assert is_alive(process()) and not is_alive(process() | {"created": 0}) and not is_alive({})
