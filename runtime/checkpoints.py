@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.descent import Descent, Scale
+from grolang.runtime.feed import Past
 from grolang.runtime.sharding import gathered, like
 
 FOLDER, NAME = "checkpoints", "step-{:08d}"
@@ -81,6 +82,7 @@ def save(
     accelerator: Accelerator,
     keep: int,
     best: int | None = None,
+    past: Past | None = None,
 ) -> None:
     """Write the checkpoint of this step and remove all but the last `keep` and that of step `best`.
 
@@ -102,6 +104,8 @@ def save(
         python = [one for _, one in generators]
         text = {"state": vars(state), "optimizer": rest, "scale": scale, "python": python}
         (folder / "state.json").write_text(json.dumps(text), encoding="utf-8")
+        if past is not None:
+            past.save(folder)
 
     replace_folder(output / FOLDER / NAME.format(state.step), write)
     for old in kept(output)[:-keep]:
@@ -109,8 +113,10 @@ def save(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(output: Path, model: PreTrainedModel, descent: Descent, process: int = 0) -> State | None:
-    """Put the last checkpoint back into model, optimizer and random generators; None where there is none."""
+def restore(
+    output: Path, model: PreTrainedModel, descent: Descent, process: int = 0, past: Past | None = None
+) -> State | None:
+    """Put the last checkpoint back into model, optimizer, random generators and past; None where there is none."""
     found = kept(output)
     if not found:
         return None
@@ -121,6 +127,8 @@ def restore(output: Path, model: PreTrainedModel, descent: Descent, process: int
         state = _unflat(load_file(str(folder / "optimizer.safetensors")), text["optimizer"], descent)
         descent.optimizer.load_state_dict(state)
         generators = load_file(str(folder / "generators.safetensors"))
+        if past is not None:
+            past.load(folder)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise GroError.plain(
             f"the checkpoint {folder} cannot be read: {error}", help="remove that folder to resume from the one before"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,10 +16,14 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.data import Record, Rows, as_label, is_conversation, refuse
 
 Ids = list[int]
+ROUNDED = 1e-3  # above 0, what rounding makes of the log-prob of a certain token
 CHUNK = 1000  # rows tokenized together while they are checked
 
 COMPLETIONS = {"preference": ("chosen", "rejected"), "unpaired": ("completion",), "demonstrations": ("completion",)}
 """The columns that hold completions, by data kind."""
+
+RECORDED = {"completion": "logp_old", "chosen": "chosen_logp_old", "rejected": "rejected_logp_old"}
+"""Columns with the log-probs that a completion was drawn with: a list, a number for each of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Example:
     prompt: Ids
     completions: tuple[Ids, ...]
     labels: tuple[float, ...]
+    recorded: tuple[tuple[float, ...], ...] = ()  # of each completion, or none where there are none
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Encoder:
 
     def prompts(self, values: Sequence[Any]) -> list[Ids]:
         """Ids of plain or conversational prompts, the latter through the chat template, ready for an answer."""
+        if len({is_conversation(value) for value in values}) > 1:
+            return [self.prompts([value])[0] for value in values]
         if is_conversation(values[0]):
             return self._ids([self._template(value, answer=True) for value in values], special=False)
         # a template that appends the end token to every text would end the prompt before the completion
@@ -62,6 +70,8 @@ class Encoder:
 
     def completions(self, prompts: Sequence[Any], values: Sequence[Any]) -> list[Ids]:
         """Ids of the completions of these prompts, with the end token; no special token is added before."""
+        if len({is_conversation(value) for value in values}) > 1:
+            return [self.completions([prompt], [value])[0] for prompt, value in zip(prompts, values, strict=True)]
         texts = values
         if is_conversation(values[0]):
             texts = [self._answer(prompt, value) for prompt, value in zip(prompts, values, strict=True)]
@@ -99,7 +109,8 @@ class Encoder:
 class Examples:
     """The usable rows of a file, tokenized when asked for.
 
-    `kept` are their numbers in the file. `shown` are demonstrations by the prompt that they answer.
+    `kept` are their numbers in the file. `shown` are demonstrations by the prompt that they answer. `old`: recorded
+    log-probs are read.
     """
 
     rows: Rows
@@ -108,6 +119,7 @@ class Examples:
     limits: Limits
     kept: tuple[int, ...] = ()
     shown: Mapping[str, tuple[Ids, ...]] = field(default_factory=dict)
+    old: bool = False
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -126,11 +138,21 @@ class Examples:
         A prompt that is held out is in none of the rest.
         """
         apart = {self.kept[position] for position in positions(seed, len(self), 0, count)}
-        shown = {repr(self.rows[number]["prompt"]) for number in apart}
-        rest = [number for number in self.kept if repr(self.rows[number]["prompt"]) not in shown]
-        return self.part(rest), self.part([number for number in self.kept if number in apart])
+        held = self.part([number for number in self.kept if number in apart])
+        return self.without(held), held
+
+    def without(self, held: Examples) -> Examples:
+        """The rows whose prompts are none of those; GroError where no row is left."""
+        prompts = {prompt_key(held.rows[number]["prompt"]) for number in held.kept}
+        rest = [number for number in self.kept if prompt_key(self.rows[number]["prompt"]) not in prompts]
+        if not rest:
+            message = f"{self.rows.name}: every row has a prompt that is held out"
+            raise GroError.plain(message, help="give held-out rows with --eval-data, or none with --eval-rows 0")
+        return self.part(rest)
 
     def _encode(self, numbers: Sequence[int]) -> list[Example]:
+        if not numbers:
+            return []
         records = [self.rows[number] for number in numbers]
         prompts = [record["prompt"] for record in records]
         heads = self.encoder.prompts(prompts)
@@ -143,8 +165,15 @@ class Examples:
         for row, (number, record) in enumerate(zip(numbers, records, strict=True)):
             own = self.shown.get(prompt_key(record["prompt"]), ()) if self.kind == "prompts" else ()
             completions = own or tuple(tail[row][:cut] for tail in tails)
-            found.append(Example(number, record, heads[row], completions, _labels(self.kind, record)))
+            recorded = tuple(_recorded(record, column)[:cut] for column in COMPLETIONS.get(self.kind, ()) if self.old)
+            found.append(Example(number, record, heads[row], completions, _labels(self.kind, record), recorded))
         return found
+
+
+def _recorded(record: Record, column: str) -> tuple[float, ...]:
+    """The log-probs that the row gives for a completion; none where it gives none, or what is no list."""
+    values = record.get(RECORDED[column])
+    return tuple(values) if isinstance(values, list) else ()
 
 
 def _labels(kind: str, record: Record) -> tuple[float, ...]:
@@ -158,26 +187,30 @@ def prompt_key(prompt: object) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
-def load_examples(rows: Rows, kind: str, encoder: Encoder, limits: Limits) -> Examples:
-    """Tokenize every row once and check its lengths.
+def load_examples(rows: Rows, kind: str, encoder: Encoder, limits: Limits, *, old: bool = False) -> Examples:
+    """Tokenize every row once and check its lengths and, with `old`, its recorded log-probs.
 
     A row longer than the window is an error with its line; a prompt longer than `limits.prompt` is left out.
     """
-    every = Examples(rows, kind, encoder, limits, tuple(range(len(rows))))
+    every = Examples(rows, kind, encoder, limits, tuple(range(len(rows))), old=old)
     kept: list[int] = []
-    faults: list[tuple[int, str]] = []
+    long: list[tuple[int, str]] = []
+    unlike: list[tuple[int, str]] = []
     for start in range(0, len(rows), CHUNK):
         for example in every.take(range(start, min(start + CHUNK, len(rows)))):
             if limits.prompt is not None and len(example.prompt) > limits.prompt:
                 continue
             kept.append(example.number)
             if fault := _too_long(example, limits):
-                faults.append((example.number, fault))
-    try:
-        refuse(rows, faults)
-    except GroError as error:
-        mend = "use --max-prompt to leave long prompts out, --max-completion to cut completions, or a larger model"
-        raise GroError.plain(error.diagnostics[0].message, help=mend) from None
+                long.append((example.number, fault))
+            if old and (fault := _unlike(example, kind)):
+                unlike.append((example.number, fault))
+    refuse(
+        rows, long, "use --max-prompt to leave long prompts out, --max-completion to cut completions, or a larger model"
+    )
+    refuse(
+        rows, unlike, "record the log-prob of each token of this tokenizer, the end token's last, or drop the column"
+    )
     if not kept:
         raise GroError.plain(
             f"{rows.name}: every prompt is longer than {limits.prompt} tokens", help="raise --max-prompt"
@@ -197,22 +230,44 @@ def _too_long(example: Example, limits: Limits) -> str | None:
     return None
 
 
-def with_demonstrations(prompts: Examples, demonstrations: Examples) -> Examples:
+def _unlike(example: Example, kind: str) -> str | None:
+    """What is wrong with the recorded log-probs of a row; a row without any is fine."""
+    for column, ids, values in zip(COMPLETIONS.get(kind, ()), example.completions, example.recorded, strict=True):
+        name = RECORDED[column]
+        given = example.record.get(name)
+        if given is None:
+            continue
+        if not isinstance(given, list):
+            return f"`{name}` is {given!r}; expected a list of numbers, one for each token of `{column}`"
+        if len(values) != len(ids):
+            return f"`{name}` has {len(given)} numbers, and `{column}` has {len(ids)} tokens, the end token included"
+        for at, value in enumerate(values):
+            if not isinstance(value, (int, float)) or not -math.inf < value <= ROUNDED:
+                return f"`{name}` has {value!r} at token {at}; a log-prob is a finite number, at most 0"
+    return None
+
+
+def with_demonstrations(prompts: Sequence[Examples], demonstrations: Sequence[Examples]) -> list[Examples]:
     """Prompts whose groups the demonstrations of the same prompt join.
 
     Raises GroError where no demonstration answers any of the prompts: the mixture would be none.
     """
     shown: dict[str, tuple[Ids, ...]] = {}
-    for start in range(0, len(demonstrations), CHUNK):
-        for example in demonstrations.take(range(start, min(start + CHUNK, len(demonstrations)))):
-            key = prompt_key(example.record["prompt"])
-            shown[key] = (*shown.get(key, ()), *example.completions)
-    if not any(prompt_key(prompts.rows[number]["prompt"]) in shown for number in prompts.kept):
+    for part in demonstrations:
+        for start in range(0, len(part), CHUNK):
+            for example in part.take(range(start, min(start + CHUNK, len(part)))):
+                key = prompt_key(example.record["prompt"])
+                shown[key] = (*shown.get(key, ()), *example.completions)
+    if not any(prompt_key(part.rows[number]["prompt"]) in shown for part in prompts for number in part.kept):
         raise GroError.plain(
-            f"no demonstration of {demonstrations.rows.name} has a prompt of {prompts.rows.name}",
+            f"no demonstration of {_names(demonstrations)} has a prompt of {_names(prompts)}",
             help="a demonstration joins the group of its prompt: give both files the same prompts",
         )
-    return replace(prompts, shown=shown)
+    return [replace(part, shown=shown) for part in prompts]
+
+
+def _names(parts: Sequence[Examples]) -> str:
+    return ", ".join(part.rows.name for part in parts)
 
 
 def positions(seed: int, count: int, start: int, size: int) -> list[int]:

@@ -52,6 +52,7 @@ METRICS = (
         ("rewards/accuracies",), "share", LABELS, "of pairs in the right order, else of rewards on their label's side"
     ),
     Figure(("logps/chosen", "logps/rejected"), "nats", "rows with labels", "mean over completions of Σ logp"),
+    Figure(("replayed",), "groups", "`--replay`", "of earlier steps; they count in no figure of drawn completions"),
     Figure(("reward",), "", DRAWN, "mean over completions"),
     Figure(("reward_std",), "", DRAWN, "mean over groups of the spread within (the population's)"),
     Figure(("frac_reward_zero_std",), "share", DRAWN, "of groups without spread"),

@@ -22,7 +22,7 @@ from grolang.runtime import checkpoints
 from grolang.runtime.adapters import merged
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import check_evaluation
-from grolang.runtime.examples import key, positions
+from grolang.runtime.examples import key
 from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
@@ -33,7 +33,6 @@ from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reference import store
 from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
-from grolang.runtime.rollout import offline_draw
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
 from grolang.runtime.sharding import gathered
@@ -68,13 +67,13 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     output = open_output(method, settings, accelerator)
     descent = Descent.of(run.model, settings)
     process = accelerator.process_index
-    state = checkpoints.restore(output, run.model, descent, process) if settings.resume else None
+    state = checkpoints.restore(output, run.model, descent, process, run.feed.past) if settings.resume else None
     if accelerator.is_main_process:
         for name in describe(output, method, settings, accelerator):
             say(console, f"note: {name} is not the file that the run began with; what follows is another run")
-    if run.sampler is None and run.engine.reference is not None and not run.engine.sharded:
+    if run.feed.sampler is None and run.engine.reference is not None and not run.engine.sharded:
         files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
-        model, data = run.engine.reference.model, [*method.data, *files]
+        model, data = run.engine.reference.model, [*method.data, *files, str(run.feed.rows.weights)]
         run.engine.known = store(model, settings, data, accelerator.num_processes)
     try:
         with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
@@ -219,12 +218,7 @@ class _Loop:
         """The updates of draw `number`, with the figures of each."""
         run, settings = self.run, self.run.settings
         began = time.perf_counter()
-        places = positions(settings.seed, len(run.examples), number * settings.batch, settings.batch)
-        examples = run.examples.take(places)
-        if run.sampler is not None:
-            draw = run.sampler.draw(examples, number)
-        else:
-            draw = offline_draw(examples, run.examples.kind, run.scoring)
+        draw = run.feed.draw(number)
         step = run.engine.prepare(draw.samples) if draw.samples else None
         for update in range(settings.updates):
             taken = number * settings.updates + update
@@ -232,8 +226,9 @@ class _Loop:
                 figures = self._left_out(taken)
             else:
                 step, figures = self._update(step, draw.samples, taken)
+                if update == 0 and self.seen is not None:
+                    run.feed.remember(step)
             figures |= draw.figures
-            figures["epoch"] = (number + 1) * settings.batch / len(run.examples)
             figures["seconds"] = time.perf_counter() - began
             began = time.perf_counter()
             yield figures
@@ -254,7 +249,7 @@ class _Loop:
         try:
             if self.descent.scale is not None:
                 engine.scale = ordered["loss_scale"] = self.descent.scale.value
-            batch = engine.backward(step, entropy=run.sampler is not None)
+            batch = engine.backward(step, entropy=run.feed.sampler is not None)
             self.seen = Seen(samples, *step.shown(batch, run.method.evaluate(batch)))
             norm = self.descent(taken)
         except GroError as error:
@@ -267,7 +262,7 @@ class _Loop:
             self.seen = None
             return step, ordered | {"num_tokens": self.tokens}
         figures = step_figures(
-            samples, self.seen.batch, self.seen.evaluation, drawn=run.sampler is not None, old=run.method.needs.old
+            samples, self.seen.batch, self.seen.evaluation, drawn=run.feed.sampler is not None, old=run.method.needs.old
         )
         self.tokens += int(figures["num_tokens"])
         first = {"step": taken + 1, "loss": figures.pop("loss"), "grad_norm": norm}
@@ -298,7 +293,7 @@ class _Loop:
         keep, best = run.settings.keep, self._best_step()
         if self.main and run.engine.known is not None:
             run.engine.known.save()
-        checkpoints.save(self.output, run.model, self.descent, state, accelerator, keep, best)
+        checkpoints.save(self.output, run.model, self.descent, state, accelerator, keep, best, run.feed.past)
         self.saved = self.step
         accelerator.wait_for_everyone()
 

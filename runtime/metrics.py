@@ -32,6 +32,7 @@ def step_figures(
     ran = mask & ~logp.isnan()
     found = {"loss": float(evaluation.loss)}
     own = mask & (batch.demonstration == 0)[:, None] if drawn and batch.demonstration is not None else mask
+    own = own & ~torch.tensor([sample.replayed for sample in samples], device=mask.device)[:, None]
     if batch.label is not None and evaluation.implicit_reward is not None:
         found |= preference_figures(evaluation.implicit_reward, batch)
     if batch.label is not None and not drawn:
@@ -39,7 +40,7 @@ def step_figures(
         found |= _by_label("logps", torch.where(ran, logp, 0).sum(1)[rows], batch.label[rows])
     if drawn:
         found |= _reward_figures(evaluation.parts["reward"], own, batch)
-        own_samples = [sample for sample in samples if not sample.demonstration]
+        own_samples = [sample for sample in samples if not (sample.demonstration or sample.replayed)]
         found |= completion_figures([one.completion for one in own_samples], [one.finished for one in own_samples])
     for name, values in batch.scores.items():
         rows = own.any(1)

@@ -97,9 +97,10 @@ def offline_draw(examples: Sequence[Example], kind: str, scoring: Scoring, *, wh
     labels = [label for example in examples for label in (example.labels or (0.0,) * len(example.completions))]
     groups = [at for at, example in enumerate(examples) for _ in example.completions]
     demonstration, out = float(kind == "demonstrations"), set() if whole else scoring.skipped(groups, scored)
+    recorded = [values for example in examples for values in (example.recorded or ((),) * len(example.completions))]
     found = [
-        Sample(examples[at].prompt, completion, at, label, demonstration, scores=one.scores)
-        for at, completion, label, one in zip(groups, ids, labels, scored, strict=True)
+        Sample(examples[at].prompt, completion, at, label, demonstration, scores=one.scores, logp_old=values)
+        for at, completion, label, one, values in zip(groups, ids, labels, scored, recorded, strict=True)
         if at not in out
     ]
     return Draw(found, counts(scored))

@@ -42,6 +42,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "finished": (pa.bool_(), "whether it ended before the limit"),
     "label": (NUMBER, "+1 or −1; null where rows have none"),
     "demonstration": (pa.bool_(), "whether the data showed it for imitation"),
+    "replayed": (pa.bool_(), "whether it was drawn for an earlier step (`--replay`)"),
     "score/NAME": (NUMBER, "each score of the method"),
     "reward": (NUMBER, "mean over its tokens"),
     "advantage": (NUMBER, "mean over its tokens"),
@@ -90,6 +91,7 @@ def table(step: int, samples: Sequence[Sample], batch: Batch, evaluation: Evalua
         "finished": [sample.finished for sample in samples],
         "label": [sample.label or None for sample in samples],
         "demonstration": [bool(sample.demonstration) for sample in samples],
+        "replayed": [sample.replayed for sample in samples],
     }
     for name, values in batch.scores.items():
         columns[f"score/{name}"] = values.tolist()

@@ -86,7 +86,8 @@ class Asked:
     def words(self, rows: slice = slice(None)) -> dict[str, Any]:
         """The arguments of a score function, TRL's."""
         records = self.records[rows]
-        columns = {name: [record[name] for record in records] for name in records[0] if name not in RESERVED}
+        names = dict.fromkeys(name for record in records for name in record if name not in RESERVED)
+        columns = {name: [record.get(name) for record in records] for name in names}  # None: another file's column
         own = {"completions": list(self.texts[rows]), "completion_ids": list(self.ids[rows])}
         return columns | own | {"prompts": [record["prompt"] for record in records]}
 

@@ -98,9 +98,12 @@ class DataSettings(Panel):
 
     data: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         (),
-        description="JSONL, JSON, CSV or parquet file, or hub name, in TRL's columns; one for each data kind of the "
-        "method.",
+        description="JSONL, JSON, CSV or parquet file, or hub name, in TRL's columns; several as [KIND=]NAME[:WEIGHT].",
     )
+    replay: int = Field(
+        0, ge=0, description="Groups of earlier steps that join every step, with the log-probs they had."
+    )
+    replay_size: int = Field(256, ge=1, description="They are chosen from so many of the last ones.")
     max_prompt: int | None = Field(None, ge=1, description="Rows with more prompt tokens are left out.")
     max_completion: int | None = Field(None, ge=1, description="Tokens at which samples end and rows are cut.")
 
@@ -215,6 +218,9 @@ class RunSettings(
             raise ValueError(f"{flag(given[0])} is of an adapter: give --lora RANK as well")
         if self.packing == "on" and self.compile:
             raise ValueError("--packing on gives rows of ever new shapes, --compile wants few: leave one of them out")
+        if self.replay > self.replay_size:
+            most = f"--replay {self.replay} groups of the last {self.replay_size}"
+            raise ValueError(f"{most}: give --replay-size {self.replay} or more")
         if self.early_stop and not self.eval_every:
             raise ValueError(
                 f"--early-stop {self.early_stop} counts evaluations on the way: give --eval-every N as well"

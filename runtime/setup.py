@@ -14,10 +14,11 @@ from grolang import Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
 from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
-from grolang.runtime.data import COLUMNS, Rows, check_columns, check_filled, check_rows, open_rows
+from grolang.runtime.data import COLUMNS, Part, Rows, check_columns, check_filled, check_rows, open_rows, read_parts
 from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
+from grolang.runtime.feed import Feed, Mixture, Past
 from grolang.runtime.names import check_folder
 from grolang.runtime.packing import enable
 from grolang.runtime.policy import (
@@ -44,48 +45,50 @@ APART, APART_MOST = 20, 64  # held out of data that comes without such rows: one
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run, ready to train. `sampler` is there where the method learns from drawn completions."""
+    """The parts of a run, ready to train."""
 
     settings: RunSettings
     method: Method
     model: PreTrainedModel
     engine: Engine
     encoder: Encoder
-    examples: Examples
-    scoring: Scoring
-    sampler: Sampler | None
+    feed: Feed
     held_out: HeldOut
 
 
 def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say: Callable[[str], None] = print) -> Run:
     """Everything is read and checked; nothing is trained or written."""
-    kind, drawn = method.data[0], method.data[0] == "prompts"
+    kind, drawn, needs = method.data[0], method.data[0] == "prompts", method.needs
+    past = _past(method, settings, say) if settings.replay else None
     path = settings.model or str(defaults.model_path())
     check_folder(path, "--model")
     if settings.reference is not None:
         check_folder(settings.reference, "--reference")
     trust, template = settings.trust_remote_code, settings.chat_template
     encoder = Encoder(load_tokenizer(path, trust_remote_code=trust, template=template))
-    files = [_checked(name, part) for name, part in zip(data_files(method.data, settings), method.data, strict=True)]
+    parts = data_parts(method.data, settings)
+    files = [(part, _checked(part.name, part.kind)) for part in parts]
+    main = [rows for part, rows in files if part.kind == kind]
     patience = Patience(settings.score_timeout, settings.score_retries, settings.on_score_error)
     sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
-    scoring = Scoring(_scorers(method, settings, sources, files[0], drawn=drawn), accelerator, say)
+    scoring = Scoring(_scorers(method, settings, sources, main, drawn=drawn), accelerator, say)
 
     model = _model(path, settings, accelerator)
     longest = settings.max_completion or (LONGEST if settings.model else defaults.MAX_COMPLETION)
     limits = Limits(window(model), settings.max_prompt, longest if drawn else settings.max_completion)
     uncut = replace(limits, completion=settings.max_completion)  # rows of the data are cut only where that is said
-    examples = load_examples(files[0], kind, encoder, limits)
-    if len(files) > 1:
-        examples = with_demonstrations(examples, load_examples(files[1], method.data[1], encoder, uncut))
+    loaded = [load_examples(rows, kind, encoder, limits, old=needs.old) for rows in main]
+    shown = [load_examples(rows, part.kind, encoder, uncut) for part, rows in files if part.kind != kind]
+    if shown:
+        loaded = with_demonstrations(loaded, shown)
 
     how = _sampling(settings, end_ids(model, encoder.end), longest, encoder)
     draws = generator(settings, model, path, accelerator, say)
     sampler = Sampler(accelerator, draws, how, encoder, scoring, settings.seed)
-    examples, held = _hold_out(examples, settings, replace(limits, completion=longest))
+    loaded, held = _hold_out(loaded, settings, replace(limits, completion=longest))
     held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
     if held is not None:
-        own = replace(scoring, scorers=_scorers(method, settings, sources, held.rows, drawn=drawn))
+        own = replace(scoring, scorers=_scorers(method, settings, sources, [held.rows], drawn=drawn))
         if held.kind != "prompts":
             held_out = replace(held_out, rows=held, scoring=own)
         if drawn or "answer" in held.rows.columns:
@@ -99,9 +102,22 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
         sampler = replace(sampler, around=partial(whole, engine.policy))
         if held_out.sampler is not None:
             held_out = replace(held_out, sampler=replace(held_out.sampler, around=sampler.around))
-    needs, group = method.needs, settings.group or method.group
+    group = settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
-    return Run(settings, method, model, engine, encoder, examples, scoring, drawing, held_out)
+    engine.every = past is not None and past.old
+    weights = [part.weight for part in parts if part.kind == kind]
+    mixture = Mixture(tuple(loaded), tuple(weight or len(rows) for weight, rows in zip(weights, loaded, strict=True)))
+    feed = Feed(mixture, scoring, drawing, settings.batch, settings.seed, past)
+    return Run(settings, method, model, engine, encoder, feed, held_out)
+
+
+def _past(method: Method, settings: RunSettings, say: Callable[[str], None]) -> Past:
+    if method.data[0] != "prompts":
+        message = f"--replay {settings.replay}: `{method.name}` learns from rows of the data and draws no completions"
+        raise GroError.plain(message, help="leave out --replay")
+    if not (method.needs.old or method.needs.sampler):
+        say(f"note: `{method.name}` does not read logp_old: groups of earlier steps count as if they were drawn now")
+    return Past(settings.replay, settings.replay_size, settings.seed, old=method.needs.old)
 
 
 def _sampling(settings: RunSettings, ends: frozenset[int], limit: int, encoder: Encoder) -> Sampling:
@@ -110,15 +126,15 @@ def _sampling(settings: RunSettings, ends: frozenset[int], limit: int, encoder: 
 
 
 def data_files(kinds: Sequence[str], settings: RunSettings) -> list[str]:
-    """A file for each data kind: the embedded rows, one that holds all kinds, or one for each."""
+    """The names of all data files."""
+    return [part.name for part in data_parts(kinds, settings)]
+
+
+def data_parts(kinds: Sequence[str], settings: RunSettings) -> list[Part]:
+    """The files of each data kind: the embedded rows, or what `--data` says."""
     if not settings.data:
-        return [str(defaults.data_path(kind, "train")) for kind in kinds]
-    if len(settings.data) not in (1, len(kinds)):
-        raise GroError.plain(
-            f"--data was given {len(settings.data)} times, and the method learns from {' + '.join(kinds)}",
-            help="give one file for each kind in this order, or one file with the columns of all",
-        )
-    return list(settings.data) * (len(kinds) if len(settings.data) == 1 else 1)
+        return [Part(str(defaults.data_path(kind, "train")), kind) for kind in kinds]
+    return read_parts(settings.data, kinds)
 
 
 def _checked(name: str, kind: str) -> Rows:
@@ -128,38 +144,49 @@ def _checked(name: str, kind: str) -> Rows:
     return rows
 
 
-def _scorers(method: Method, settings: RunSettings, sources: Sources, rows: Rows, *, drawn: bool) -> tuple[Scorer, ...]:
+def _scorers(
+    method: Method, settings: RunSettings, sources: Sources, files: Sequence[Rows], *, drawn: bool
+) -> tuple[Scorer, ...]:
     wanted = {name: score.builtin for name, score in method.scores.items()}
-    return _filled(sources.scorers(wanted, settings.score, rows.columns, drawn=drawn), rows)
+    columns = [name for name in files[0].columns if all(name in rows.columns for rows in files)]
+    return _filled(sources.scorers(wanted, settings.score, columns, drawn=drawn), files)
 
 
-def _filled(scorers: Sequence[Scorer], rows: Rows) -> tuple[Scorer, ...]:
+def _filled(scorers: Sequence[Scorer], files: Sequence[Rows]) -> tuple[Scorer, ...]:
     """The scorers, each of which finds what it reads in every row."""
     for scorer in scorers:
         for column in scorer.reads:
-            check_filled(rows, column, f"the score {scorer.source}")
+            for rows in files:
+                check_filled(rows, column, f"the score {scorer.source}")
     return tuple(scorers)
 
 
 def _answers(sources: Sources, rows: Rows) -> tuple[Scorer, ...]:
     """What marks completions of rows with an answer, where the method itself has no scores for them."""
-    return _filled(sources.scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True), rows)
+    return _filled(sources.scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True), [rows])
 
 
-def _hold_out(examples: Examples, settings: RunSettings, limits: Limits) -> tuple[Examples, Examples | None]:
-    """Rows to train on and held-out rows: from their own file, the embedded ones, or a part of the user's data."""
+def _hold_out(loaded: list[Examples], settings: RunSettings, limits: Limits) -> tuple[list[Examples], Examples | None]:
+    """Rows to train on and held-out rows: from their own file, the embedded ones, or a part of the user's first file.
+
+    A prompt that is held out is in none of the files that are trained on.
+    """
+    first, *others = loaded
     if settings.eval_rows == 0:
-        return examples, None
+        return loaded, None
     if settings.data and settings.eval_data is None:
-        rest, apart = examples.divide(min(len(examples) // APART, APART_MOST, settings.eval_rows), settings.seed)
-        return rest, apart if len(apart) else None
+        count = min(len(first) // APART, APART_MOST, settings.eval_rows)
+        if not count:
+            return loaded, None
+        rest, apart = first.divide(count, settings.seed)
+        return [rest, *(one.without(apart) for one in others)], apart
     rows = open_rows(settings.eval_data or str(defaults.data_path("prompts", "test")))
-    answers = "answer" in rows.columns and not set(COLUMNS[examples.kind]) <= set(rows.columns)
-    kind = "prompts" if answers else examples.kind
+    answers = "answer" in rows.columns and not set(COLUMNS[first.kind]) <= set(rows.columns)
+    kind = "prompts" if answers else first.kind
     check_columns(rows, kind)
     check_rows(rows, kind)
-    held = load_examples(rows, kind, examples.encoder, limits if kind == "prompts" else examples.limits)
-    return examples, held.part(held.kept[: settings.eval_rows])
+    held = load_examples(rows, kind, first.encoder, limits if kind == "prompts" else first.limits, old=first.old)
+    return loaded, held.part(held.kept[: settings.eval_rows])
 
 
 def _model(path: str, settings: RunSettings, accelerator: Accelerator) -> PreTrainedModel:

@@ -41,6 +41,8 @@ class Sample:
     demonstration: float = 0.0
     finished: bool = True
     logp_sampler: tuple[float, ...] = ()
+    logp_old: tuple[float, ...] = ()  # of the policy that drew it, where that is not the one of this step
+    replayed: bool = False  # whether it was drawn for an earlier step
     scores: Mapping[str, float] = field(default_factory=dict)
     greedy_scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -89,11 +91,11 @@ class Step:
 
     def remembering(self, seen: Batch) -> Step:
         """The step with these log-probs as those of the policy that it started from, if it has none yet."""
-        if self.batch.logp_old is not None:
-            return self
-        batch = self.batch.replace(logp_old=seen.logp)
-        if batch.mismatched is not None and seen.mismatched is not None:
-            batch = batch.replace(mismatched=batch.mismatched.replace(logp_old=seen.mismatched.logp))
+        batch, crossed = self.batch, self.batch.mismatched
+        if batch.logp_old is None:
+            batch = batch.replace(logp_old=seen.logp)
+        if crossed is not None and crossed.logp_old is None and seen.mismatched is not None:
+            batch = batch.replace(mismatched=crossed.replace(logp_old=seen.mismatched.logp))
         return replace(self, batch=batch)
 
 
@@ -114,6 +116,7 @@ class Engine:
     micro_batch: int
     window: int | None = None
     sharded: bool = False
+    every: bool = False  # whether also what cannot matter is run: what is kept for later steps may matter there
     say: Callable[[str], None] = print
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
@@ -164,11 +167,23 @@ class Engine:
         step = Step(tuple(samples), batch, self._dead(batch))
         if self.reference is not None:
             step = replace(step, batch=batch.replace(logp_ref=self._of_reference(step)))
+        if any(sample.logp_old for sample in samples):
+            step = replace(step, batch=step.batch.replace(logp_old=self._recorded(step)))
         return self._with_crossed(step) if needs.mismatched else step
+
+    def _recorded(self, step: Step) -> Tensor:
+        """`logp_old` where sequences bring theirs; the others' is that of the policy as it is now."""
+        found, rows = self._buffer(step.batch.mask), [row for row in step.alive if not step.samples[row].logp_old]
+        if rows:
+            found, _ = self.log_probs(self.policy, step.pairs, step.batch.mask, step.groups, rows)
+        for row, sample in enumerate(step.samples):
+            values = torch.tensor(sample.logp_old, dtype=self.dtype)
+            found[row, : len(values)] = values.to(self.device)
+        return step.filled(found)
 
     def _dead(self, batch: Batch) -> tuple[bool, ...]:
         """Sequences that need not be run; a sharded model is run on all, since its processes move together."""
-        if self.sharded:
+        if self.sharded or self.every:
             return ()
         try:
             return tuple(self.method.dead(batch).tolist())

@@ -162,7 +162,9 @@ def test_packed_weights_train_an_adapter(bits: str, tmp_path: Path, write: Write
     data = write(rows_of("demonstrations"))
     made = prepared(method="sft", model=str(folder), data=data, **LORA, quantize=bits, precision="fp32")
     engine = made.engine
-    step = engine.prepare(offline_draw(made.examples.take(range(4)), "demonstrations", made.scoring).samples)
+    step = engine.prepare(
+        offline_draw(made.feed.rows.parts[0].take(range(4)), "demonstrations", made.feed.scoring).samples
+    )
     trained = [parameter for parameter in made.model.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for parameter in trained:

@@ -219,13 +219,13 @@ def test_demonstrations_join_the_prompts_that_they_answer(write: Write) -> None:
     shown = load_examples(
         open_rows(write(rows_of("demonstrations", 2), "d.jsonl")), "demonstrations", ENCODER, Limits(None)
     )
-    mixed = with_demonstrations(prompts, shown)
+    mixed = with_demonstrations([prompts], [shown])[0]
     assert [len(example.completions) for example in mixed.take([0, 1, 2, 3])] == [1, 1, 0, 0]
     other = load_examples(
         open_rows(write([{"prompt": "else", "completion": "x"}], "o.jsonl")), "demonstrations", ENCODER, Limits(None)
     )
     with pytest.raises(GroError, match="no demonstration of"):
-        with_demonstrations(prompts, other)
+        with_demonstrations([prompts], [other])
 
 
 def test_the_order_of_rows_follows_from_seed_and_epoch_alone() -> None:

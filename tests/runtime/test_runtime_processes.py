@@ -84,6 +84,29 @@ def test_several_processes_are_one(
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_mixed_data_and_the_past_are_the_same_in_several_processes(
+    processes: int, tiny: str, tmp_path: Path, write: Write
+) -> None:
+    """Prompts of two weighted files, demonstrations of them, and groups of earlier steps with their own log-probs."""
+    mixed = tmp_path / "mixed.gro"
+    mixed.write_text(
+        "method mixed\nextends grpo\ndata prompts + demonstrations\ngroup 3\n"
+        "reward = 4 if demonstration else correct\nreport gap = mean(logp - logp_old over tokens)\n"
+    )
+    rows = rows_of("prompts")
+    parts = [f"prompts={write(rows[:15], 'a.jsonl')}:2", f"prompts={write(rows[15:], 'b.jsonl')}:1"]
+    data: Any = [*parts, f"demonstrations={write(rows_of('demonstrations')[::2], 'd.jsonl')}"]
+    more: dict[str, Any] = {"updates": 2, "steps": 6, "replay": 2, "score": {"correct": "length"}, "lr": 1e-2}
+    one, many = (flags(tiny, data, str(mixed), tmp_path / name) | more for name in ("one", "many"))
+    launch(one)
+    launch(many, processes)
+    same_metrics(one, many)
+    found = lines(one["output"])
+    assert [line["replayed"] for line in found] == [0, 0, 2, 2, 2, 2] and abs(found[2]["report/gap"]) > 1e-4
+
+
 GRADIENT = """
 import random, sys
 from pathlib import Path
@@ -232,14 +255,22 @@ for number in range(kills + 1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "kind"), [("grpo", "prompts"), ("dpo", "preference")])
+@pytest.mark.parametrize(
+    ("method", "kind", "more"),
+    [
+        ("grpo", "prompts", {}),
+        ("dpo", "preference", {}),
+        ("grpo", "prompts", {"replay": 2, "score": {"correct": "length"}}),
+    ],
+    ids=["grpo", "dpo", "replay"],
+)
 def test_killed_twenty_times_it_ends_at_the_same_bits(
-    method: str, kind: str, tiny: str, tmp_path: Path, write: Write
+    method: str, kind: str, more: dict[str, Any], tiny: str, tmp_path: Path, write: Write
 ) -> None:
     """SIGKILL at random moments and inside saves: a checkpoint is there whole or not at all, and nothing is lost."""
     run = flags(tiny, write(rows_of(kind)), method, tmp_path / "whole") | {
         "steps": 200, "save_every": 1, "precision": "fp32", "eval_rows": 0,
-    }  # fmt: skip
+    } | more  # fmt: skip
     launch(run)
     cut = run | {"output": str(tmp_path / "cut")}
     (tmp_path / "killed.py").write_text(KILLED)

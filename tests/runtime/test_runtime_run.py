@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tomllib
 import torch
@@ -221,13 +222,6 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_files_for_a_method_of_one_kind(tiny: str, tmp_path: Path, write: Write) -> None:
-    one, two = write(rows_of("prompts"), "a.jsonl"), write(rows_of("prompts"), "b.jsonl")
-    with pytest.raises(GroError, match="--data was given 2 times, and the method learns from prompts"):
-        data: Any = (one, two)
-        run(tiny, tmp_path / "out", "grpo", data)
-
-
 def test_weights_that_are_not_safetensors_are_refused(tiny: str, tmp_path: Path, write: Write) -> None:
     folder = tmp_path / "pickled"
     model = AutoModelForCausalLM.from_pretrained(tiny)
@@ -394,21 +388,32 @@ def test_conversations_train(tiny_chat: str, tmp_path: Path, write: Write) -> No
 
 
 @pytest.mark.parametrize(
-    ("method", "file"),
-    [("kto", "unpaired"), ("dpo", "preference"), ("sft", "demonstrations-train"), ("rloo", "prompts-train")],
+    ("method", "files"),
+    [
+        ("kto", ["unpaired"]),
+        ("dpo", ["preference"]),
+        ("sft", ["demonstrations-train"]),
+        ("rloo", ["prompts-train"]),
+        ("gro_mixed", ["prompts-train", "demonstrations-train"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 def test_real_rows_train_through_the_same_path(
-    method: str, file: str, gsm8k: Path, tmp_path: Path, write: Write
+    method: str, files: list[str], gsm8k: Path, tmp_path: Path, write: Write
 ) -> None:
-    """GSM8K with a small model made at random: the loop, not the arithmetic, is under test."""
+    """GSM8K, every kind of data, with a small model made at random: the loop, not the arithmetic, is under test."""
     from conftest import tiny_model, tokenizer
 
     folder = tmp_path / "model"
     tiny_model(max_position_embeddings=2048).save_pretrained(folder)
     tokenizer().save_pretrained(str(folder))
-    rows = (gsm8k / f"{file}.jsonl").read_text().splitlines()[:60]
-    out = run(str(folder), tmp_path / "out", method, write("\n".join(rows)), steps=4, batch=4, lr=1e-2)
+    every = {name: (gsm8k / f"{name}.jsonl").read_text().splitlines()[:60] for name in files}
+    data: Any = tuple(write("\n".join(rows), f"{name}.jsonl") for name, rows in every.items())
+    fewer = {"group": 2} if len(files) > 1 else {}
+    out = run(str(folder), tmp_path / "out", method, data, steps=4, batch=4, lr=1e-2, **fewer)
     assert out.steps == 4
+    found = pq.read_table(tmp_path / "out/samples", partitioning=None)
+    assert sum(found["demonstration"].to_pylist()) == {"sft": 16, "gro_mixed": 16}.get(method, 0)
     if method == "sft":
         assert out.after[NATS] < out.before[NATS] - 0.5
 
