@@ -45,21 +45,49 @@ def method(name: str) -> str:
 
 
 def index() -> str:
-    """Every method with a line, and Table 1."""
-    lines = ["# Methods", "", "| method | data | |", "| --- | --- | --- |"]
+    """Every method with a line."""
+    lines = ["# Methods", "", "[Table 1](table.md) has a row of formulas for each.", "", "| method | data | |"]
+    lines.append("| --- | --- | --- |")
     for name in library.built_in():
         shown = page(name)
         data = " + ".join(shown.ir.data)
         lines.append(f"| [`{name}`]({name}.md) | {data} | {shown.ir.title} |")
-    lines += ["", "## Table 1"]
-    for section in table_of().sections:
-        body = html.fragment(section, lambda other: f"{other}/")
-        lines += ["", f'<div class="explain">\n{body}\n</div>']
     return "\n".join(lines) + "\n"
 
 
+def table() -> str:
+    """Table 1 over the whole width of the window."""
+    lines = ["---", "hide: [navigation, toc]", "---", "", "# Table 1"]
+    for section in table_of().sections:
+        body = html.fragment(section, lambda other: f"../{other}/")
+        lines += ["", f'<div class="explain wide">\n{body}\n</div>']
+    return "\n".join(lines) + "\n"
+
+
+#: how explanations fit into the theme: figures in pairs; a wide table whose head and names stay in sight
+FITTED = """
+.md-typeset td a code { white-space: nowrap; }
+.md-typeset .explain figure { width: 15.5rem; max-width: 100%; margin: 0; text-align: start; }
+.md-typeset .explain figcaption { margin: 0; max-width: none; font-style: normal; }
+.md-typeset .wide table { max-height: 85vh; overflow: auto; }
+.wide th, .wide td { white-space: nowrap; }
+.wide th, .wide td:first-child { position: sticky; z-index: 1; background: var(--md-default-bg-color); }
+.wide th { top: 0; z-index: 2; }
+.wide td:first-child, .wide th:first-child { left: 0; }
+.wide th:first-child { z-index: 3; }
+"""
+
+
+def css() -> str:
+    """The style of explanations, where they stand; text, tables and code look as they do on the rest of the site."""
+    rules = [rule for rule in html.style().split("\n") if not re.match(r"(:root|body|h1|table|th|code|pre)\b", rule)]
+    scoped = [rule if rule.startswith("@") else re.sub(r"(?:^|(?<=} ))(?=[^\s}])", ".explain ", rule) for rule in rules]
+    return "\n".join(scoped) + FITTED
+
+
 write("index.md", front())
-write("explain.css", "\n".join(rule for rule in html.style().split("\n") if not re.match(r"(:root|body|h1)", rule)))
+write("explain.css", css())
 write("methods/index.md", index())
+write("methods/table.md", table())
 for built_in in library.built_in():
     write(f"methods/{built_in}.md", method(built_in))
