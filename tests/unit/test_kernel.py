@@ -15,6 +15,7 @@ from torch import Tensor
 
 import grolang
 from grolang.compiler.execute import ELEMENTWISE, Run
+from grolang.compiler.forming import Forming
 from grolang.compiler.fused import Gradients, Head, factored_pass, head, launch, logps, recompute, single_pass, sweep
 from grolang.compiler.fused.head import logits
 from grolang.compiler.fused.launch import RowKernel
@@ -362,6 +363,31 @@ def test_the_module_gives_the_same_with_kernels(
             found.append((loss.detach(), quiet, *torch.autograd.grad(loss, inputs)))
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "output"), [("grpo", "coefficient"), ("dpo", "weight"), ("free", None)])
+def test_a_kernel_makes_what_its_schedule_knows(
+    name: str, output: str | None, on_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "free.gro").write_text(FREE)
+    method = grolang.load(str(tmp_path / "free.gro") if name == "free" else name)
+    batch, make = batch_of(method), torch.Generator().manual_seed(2)
+    seen, run = [], RowKernel.__call__
+
+    def spied(*args: Any) -> Any:
+        found = run(*args)
+        seen.append(found[1])
+        return found
+
+    monkeypatch.setattr(RowKernel, "__call__", spied)
+    forming = Forming(method, batch)
+    count = len(forming.tokens)
+    states, targets = torch.randn(count, 8, generator=make), torch.randint(V, (count,), generator=make)
+    head = Head(torch.randn(V, 8, generator=make).requires_grad_())
+    forming.form(forming.tokens, states, head, targets, kernels=True)
+    made = torch.cat(seen)
+    expected = torch.ones(count) if output is None else forming.run.per_token(output)[forming.tokens].float()
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-6)
 
 
 # --- for a GPU ----------------------------------------------------------------------------------------------

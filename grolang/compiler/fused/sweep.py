@@ -135,11 +135,11 @@ class Sweep:
 
     def read_log_probs(self, rows: slice) -> None:
         """Cheaper than `read`, and no `add` may follow."""
-        states, targets = self._states(rows), self.targets[rows]
+        targets = self.targets[rows]
         if self.kernel is not None:
             self._note(rows, reduced(self.hidden[rows], self.head, targets))
             return
-        tile = logits(self.head, states, self.tile[: len(states)])
+        tile = logits(self.head, self._states(rows), self.tile[: len(targets)])
         self._note(rows, log_probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets))
 
     def add(self, rows: slice, coefficients: Tensor, d_hidden: Tensor, sums: Sums, kept: Tensor | None = None) -> None:
