@@ -28,7 +28,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 TEXTS = ("prompt", "chosen", "rejected", "completion", "answer")
 
-READERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+WRITTEN = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
+READERS = WRITTEN | {".parquet": "parquet", ".arrow": "arrow"}
+"""What reads a file, by its ending; first those that are text."""
+
+NO_ROWS = "corresponds to no data"  # datasets' words for it
+SAVED = "state.json"  # what `Dataset.save_to_disk` leaves beside the rows
 SHOWN = 3  # faults of a file that a message spells out
 
 
@@ -156,18 +161,40 @@ def open_rows(name: str) -> Rows:
         known = ", ".join(READERS)
         raise GroError.plain(f"{name}: unknown kind of file `{path.suffix}`", help=f"use one of {known}")
     if path.is_file() and path.stat().st_size == 0:
-        raise GroError.plain(f"{name} is empty", help="write one row a line")
+        raise GroError.plain(f"{name} is empty", help="give a file with rows")
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.suffix in WRITTEN and (fault := _not_text(file)):
+            raise GroError.plain(fault, help="save the file as UTF-8")
     options: dict[str, Any] = {"data_files": glob.escape(name)} if path.is_file() else {}
     if path.suffix == ".csv":  # which has no types: a completion `7` is a text there as well
         options["converters"] = dict.fromkeys(TEXTS, str)
     try:
-        dataset = datasets.load_dataset(READERS.get(path.suffix, name), split="train", **options)
+        if (path / SAVED).is_file():
+            dataset = datasets.load_from_disk(name)
+        else:
+            dataset = datasets.load_dataset(READERS.get(path.suffix, name), split="train", **options)
     except Exception as error:  # the builders raise what their parsers raise
-        fault = broken_line(path) or f"{name} cannot be read: {_cause(error)}"
-        raise GroError.plain(fault, help="mend the file") from error
+        cause = _cause(error)
+        if NO_ROWS in cause:
+            raise GroError.plain(f"{name} has no rows", help="give a file with rows") from error
+        fault = broken_line(path) or f"{name} cannot be read: {cause}"
+        raise GroError.plain(fault, help="mend the file" if path.is_file() else "give one of its files") from error
     if len(dataset) == 0:
-        raise GroError.plain(f"{name} has no rows", help="write one row a line")
+        raise GroError.plain(f"{name} has no rows", help="give a file with rows")
     return Rows(name, dataset)
+
+
+def _not_text(path: Path) -> str | None:
+    """Where a file is not UTF-8, which its reader may find only once a row is used; None where it is."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return (
+                    f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at place {error.start + 1} of the line"
+                )
+    return None
 
 
 def _from_hub(name: str) -> datasets.Dataset:
@@ -189,7 +216,7 @@ def _cause(error: BaseException) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of the lines that hold a row."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 

@@ -14,7 +14,20 @@ HUB = re.compile(r"(?!.*(--|\.\.))[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?")
 
 PATIENCE = 10.0  # seconds for the hub to answer at all
 
-FILES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt")
+FILES = (
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".parquet",
+    ".arrow",
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+)
 """Endings that files have and hub names do not."""
 
 

@@ -98,7 +98,8 @@ class DataSettings(Panel):
 
     data: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         (),
-        description="JSONL, JSON, CSV or parquet file, or hub name, in TRL's columns; several as [KIND=]NAME[:WEIGHT].",
+        description="JSONL, JSON, CSV, parquet or arrow file, folder or hub name, in TRL's columns; several as "
+        "[KIND=]NAME[:WEIGHT].",
     )
     replay: int = Field(
         0, ge=0, description="Groups of earlier steps that join every step, with the log-probs they had."

@@ -101,6 +101,57 @@ def test_an_empty_file_and_one_of_blank_lines(write: Write) -> None:
     assert "rows.jsonl" in complaint(write("\n\n"), "prompts")
 
 
+def in_french() -> bytes:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "déjà", "completion": "vu"}]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "folder/rows.jsonl"])
+def test_bytes_that_are_no_text_have_their_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(in_french().decode().encode("latin-1"))
+    given = path if path.parent == tmp_path else path.parent
+    said = complaint(str(given), "demonstrations")
+    assert f"{path}:2: not UTF-8: byte 0xe9 at place 14 of the line\n help: save the file as UTF-8" in said
+    path.write_bytes(in_french().decode().encode("utf-16"))
+    assert f"{path}:1: not UTF-8: byte 0xff at place 1" in complaint(str(given), "demonstrations")
+    path.write_bytes(b"\xef\xbb\xbf" + in_french())  # with a byte order mark
+    assert open_rows(str(given))[1]["prompt"] == "déjà"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "rows.arrow"])
+def test_a_file_that_is_cut_short_is_no_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    made = datasets.Dataset.from_list(rows_of("unpaired", 20))
+    if name == "rows.arrow":
+        made.save_to_disk(tmp_path / "saved")
+        path.write_bytes(next((tmp_path / "saved").glob("*.arrow")).read_bytes())
+    elif name == "rows.json":
+        path.write_text(json.dumps(rows_of("unpaired", 20)))
+    else:
+        {"jsonl": made.to_json, "csv": made.to_csv, "parquet": made.to_parquet}[name[5:]](path)
+    assert len(open_rows(str(path))) == 20
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 5])
+    assert str(path) in complaint(str(path), "unpaired")
+
+
+def test_folders_of_datasets(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_list(rows_of("prompts", 4))
+    made.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict(train=made, test=made.select(range(2))).save_to_disk(tmp_path / "splits")
+    for name in ("saved", "splits"):
+        assert [row["prompt"] for row in open_rows(str(tmp_path / name))] == ["0+0=", "0+1=", "0+2=", "0+3="]
+    (tmp_path / "none").mkdir()
+    said = complaint(str(tmp_path / "none"), "prompts")
+    assert "none cannot be read" in said and "help: give one of its files" in said
+
+
+@pytest.mark.parametrize(("name", "text"), [("rows.csv", "prompt,completion\n"), ("rows.json", "[]")])
+def test_a_file_without_rows(name: str, text: str, write: Write) -> None:
+    assert f"{name} has no rows\n help: give a file with rows" in complaint(write(text, name), "demonstrations")
+
+
 def test_an_unknown_extension(write: Write) -> None:
     said = complaint(write("x", "rows.xlsx"), "prompts")
     assert "unknown kind of file `.xlsx`" in said and ".parquet" in said
