@@ -24,6 +24,7 @@ CHOICES = "tests/docs/test_choices.py"
 EXACT = "tests/runtime/test_runtime_exact.py"
 SAMPLING = "tests/runtime/test_runtime_sampling.py"
 SAMPLES = "tests/runtime/test_runtime_samples.py"
+ENGINES = "tests/runtime/test_runtime_engines.py"
 SCORES = "tests/runtime/test_runtime_scores.py"
 DATA = "tests/runtime/test_runtime_data.py"
 RUN = "tests/runtime/test_runtime_run.py"
@@ -714,6 +715,13 @@ MUTANTS: tuple[Mutant, ...] = (
             SAMPLING,
         ),
         (
+            "top_p_ignored",
+            "top-p is ignored",
+            "if self.top_p < 1:",
+            "if self.top_p > 1:",
+            SAMPLING,
+        ),
+        (
             "stop_goes_on",
             "what is drawn after a stop stays in the completion",
             "length = min((one for one in (end, stop) if one is not None), default=None)",
@@ -726,6 +734,23 @@ MUTANTS: tuple[Mutant, ...] = (
             "_mix(keys + torch.full_like(keys, place + 1) * GOLDEN)",
             "_mix(keys + torch.full_like(keys, 1) * GOLDEN)",
             SAMPLING,
+        ),
+    ),
+    *_rows(
+        "runtime/engines.py",
+        (
+            "weights_stay_behind",
+            "an engine draws with the weights that it began with",
+            "return now != before",
+            "return not before",
+            ENGINES,
+        ),
+        (
+            "adapter_left_out",
+            "the adapter is left out of the weights that are handed over",
+            'yield f"{name}.weight", weight + delta.to(weight.dtype)',
+            'yield f"{name}.weight", weight',
+            ENGINES,
         ),
     ),
     *_rows(

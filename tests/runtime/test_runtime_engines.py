@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from test_runtime_processes import launch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grolang import GroError
@@ -207,3 +208,15 @@ def test_processes_share_an_error() -> None:
     error = GroError.plain("no answer", help="start it")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert Accelerator(cpu=True).is_main_process
+
+
+@pytest.mark.slow
+def test_several_processes_ask_one_server(service: Service, tmp_path: Path) -> None:
+    """The first hands the weights over, each asks for its own completions, and it is the run of one process."""
+    here = go(tmp_path / "here")
+    given = {"method": "tis", "data": PROMPTS, "steps": 2, "batch": 3, "group": 3, "lr": 1e-3, "warmup": 0}
+    given |= {"eval_rows": 0, "max_completion": 16, "engine": service.url, "output": str(tmp_path / "there")}
+    launch(given, 2)
+    found = parquet.read_samples(tmp_path / "there")
+    assert found is not None and [row["ids"] for row in found.to_pylist()] == [row["ids"] for row in here]
+    assert [path for path, _ in service.seen].count("/collective_rpc") == 2
