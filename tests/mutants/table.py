@@ -22,6 +22,7 @@ FUSED = "tests/unit/test_fused.py"
 FUSED_PARTS = "tests/unit/test_fused_parts.py"
 CHOICES = "tests/docs/test_choices.py"
 EXACT = "tests/runtime/test_runtime_exact.py"
+PACKING = "tests/runtime/test_runtime_packing.py"
 SAMPLING = "tests/runtime/test_runtime_sampling.py"
 SAMPLES = "tests/runtime/test_runtime_samples.py"
 ENGINES = "tests/runtime/test_runtime_engines.py"
@@ -679,8 +680,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "hidden_not_shifted",
             "a token is predicted from its own hidden state",
-            "return states[:, :-1][tokens.target[:, 1:]], tokens.ids[tokens.target]",
-            "return states[:, 1:][tokens.target[:, 1:]], tokens.ids[tokens.target]",
+            "return states[:, :-1][predicts], tokens.ids[tokens.target]",
+            "return states[:, 1:][predicts], tokens.ids[tokens.target]",
             EXACT,
         ),
         (
@@ -689,6 +690,37 @@ MUTANTS: tuple[Mutant, ...] = (
             "target[row, len(prompt) : end] = 1",
             "target[row, len(prompt) + 1 : end] = 1",
             EXACT,
+        ),
+    ),
+    *_rows(
+        "runtime/packing.py",
+        (
+            "shared_whatever_it_is",
+            "a packed sequence takes another's beginning for its own",
+            "same = next((at for at in range(ends) if own[at] != other[at]), ends)",
+            "same = ends",
+            PACKING,
+        ),
+        (
+            "positions_restart",
+            "in a packed row a completion begins at position 0",
+            "positions += range(same, len(own))",
+            "positions += range(len(own) - same)",
+            PACKING,
+        ),
+        (
+            "window_forgotten",
+            "packed rows pass through attention without the mask that the model asks for",
+            "inner(module, *whole, mask, *args, **options)",
+            "inner(module, *whole, None, *args, **options)",
+            PACKING,
+        ),
+        (
+            "leaks_not_looked_for",
+            "no one looks whether a token reaches another sequence",
+            "if error <= rounding * matters and float(leaks.max()) <= LEAK * float(row.norm(dim=-1).mean()):",
+            "if error <= rounding * matters:",
+            PACKING,
         ),
     ),
     *_rows(

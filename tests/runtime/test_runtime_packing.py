@@ -217,10 +217,11 @@ def test_every_micro_batch_gives_the_same_gradient_packed(name: str) -> None:
 def refused() -> dict[str, PreTrainedModel]:
     torch.manual_seed(0)
     local = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4}
+    faint = {**SMALL, "initializer_range": 0.02}  # layers that do little: in half precision it looks like rounding
     return {
         "position biases": MptForCausalLM(MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=4)),
         "attention of its own": GPTNeoForCausalLM(GPTNeoConfig(vocab_size=50, hidden_size=32, **NO_END, **local)),
-        "convolutions": Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])),
+        "convolutions": Lfm2ForCausalLM(Lfm2Config(**faint, layer_types=["conv", "full_attention"])),
     }
 
 
