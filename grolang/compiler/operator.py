@@ -75,7 +75,13 @@ _SCHEMA = (
 )
 
 
-@torch.library.custom_op("grolang::loss", mutates_args=(), schema=_SCHEMA)
+_UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)
+"""A CUDA graph cannot hold the operator: which rows it computes depends on their coefficients. From torch 2.8."""
+
+
+@torch.library.custom_op(
+    "grolang::loss", mutates_args=(), schema=_SCHEMA, **({} if _UNSAFE is None else {"tags": _UNSAFE})
+)
 def _loss(
     hidden: Tensor,
     targets: Tensor,

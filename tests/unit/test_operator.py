@@ -118,3 +118,7 @@ def test_a_copy_of_the_module_outlives_it(again: Any) -> None:
     whole: Any = torch.compile(copied, fullgraph=True, backend="eager")
     expected = grolang.compile(grolang.load("dpo"))(hidden, weight, targets, batch_of())
     torch.testing.assert_close(whole(hidden, weight, targets, batch_of()), expected)
+
+
+def test_a_cuda_graph_leaves_the_operator_out() -> None:
+    assert torch.Tag.cudagraph_unsafe in torch.ops.grolang.loss.default.tags
