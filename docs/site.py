@@ -64,13 +64,16 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-#: how explanations fit into the theme: figures in pairs; a wide table whose head and names stay in sight
+#: how pages fit into the theme: words of code whole, and columns of wide tables no narrower than a sentence can take;
+#: figures in pairs; Table 1 with its head and names in sight
 FITTED = """
+.md-typeset td code { word-break: normal; }
+.md-typeset :where(td:first-child:nth-last-child(n+5) ~ td) { min-width: 10rem; }
 .md-typeset td a code { white-space: nowrap; }
 .md-typeset .explain figure { width: 15.5rem; max-width: 100%; margin: 0; text-align: start; }
 .md-typeset .explain figcaption { margin: 0; max-width: none; font-style: normal; }
 .md-typeset .wide table { max-height: 85vh; overflow: auto; }
-.wide th, .wide td { white-space: nowrap; }
+.wide th, .wide td { min-width: 0; white-space: nowrap; }
 .wide th, .wide td:first-child { position: sticky; z-index: 1; background: var(--md-default-bg-color); }
 .wide th { top: 0; z-index: 2; }
 .wide td:first-child, .wide th:first-child { left: 0; }

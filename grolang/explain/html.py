@@ -30,6 +30,7 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { border-bottom: 1px solid var(--line); padding: .4rem .7rem; text-align: left; vertical-align: baseline; }
+td:nth-child(n+5) { white-space: nowrap; }
 code, pre { font: .9em/1.5 ui-monospace, monospace; }
 pre { background: var(--faint); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; }
 math { font-size: 1.08em; }
