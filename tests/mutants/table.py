@@ -28,6 +28,7 @@ SAMPLES = "tests/runtime/test_runtime_samples.py"
 ENGINES = "tests/runtime/test_runtime_engines.py"
 SCORES = "tests/runtime/test_runtime_scores.py"
 DATA = "tests/runtime/test_runtime_data.py"
+FEED = "tests/runtime/test_runtime_feed.py"
 RUN = "tests/runtime/test_runtime_run.py"
 METRICS = "tests/runtime/test_runtime_metrics.py"
 DESCENT = "tests/runtime/test_runtime_descent.py"
@@ -660,8 +661,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "old_policy_renewed",
             "`logp_old` is taken anew at every update",
-            "if self.batch.logp_old is not None:\n            return self",
-            "if False:\n            return self",
+            "if batch.logp_old is None:\n            batch =",
+            "if True:\n            batch =",
             EXACT,
         ),
     ),
@@ -808,6 +809,37 @@ MUTANTS: tuple[Mutant, ...] = (
             "samples.append(Sample(example.prompt, shown, at))",
             f"{RUN} {EXACT} {DATA}",
         ),
+        (
+            "recorded_lost",
+            "the log-probs that rows bring with them are not read",
+            "scores=one.scores, logp_old=values)",
+            "scores=one.scores)",
+            FEED,
+        ),
+    ),
+    *_rows(
+        "runtime/feed.py",
+        (
+            "weights_of_files_ignored",
+            "every file gives as many rows, whatever its weight",
+            "np.cumsum(np.array(self.weights) / sum(self.weights))",
+            "np.cumsum(np.ones(len(self.weights)) / len(self.weights))",
+            FEED,
+        ),
+        (
+            "past_without_age",
+            "groups of earlier steps count as drawn by the policy of now",
+            "tuple(values[: len(sample.completion)]) if self.old and not sample.demonstration else ()",
+            "()",
+            FEED,
+        ),
+        (
+            "past_lost",
+            "a resumed run has forgotten the groups of earlier steps",
+            'if not (folder / "past.json").is_file():',
+            "if True:",
+            FEED,
+        ),
     ),
     *_rows(
         "runtime/checkpoints.py",
@@ -848,8 +880,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "held_out_prompts_trained",
             "a held-out prompt stays among the rows that are trained on",
-            'rest = [number for number in self.kept if repr(self.rows[number]["prompt"]) not in shown]',
-            "rest = [number for number in self.kept if number not in apart]",
+            'if prompt_key(self.rows[number]["prompt"]) not in prompts]',
+            "if number not in held.kept]",
             DATA,
         ),
     ),

@@ -260,7 +260,7 @@ for number in range(kills + 1):
     [
         ("grpo", "prompts", {}),
         ("dpo", "preference", {}),
-        ("grpo", "prompts", {"replay": 2, "score": {"correct": "length"}}),
+        ("grpo", "prompts", {"replay": 2, "group": 2, "score": {"correct": "length"}}),
     ],
     ids=["grpo", "dpo", "replay"],
 )
