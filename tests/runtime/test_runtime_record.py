@@ -231,7 +231,7 @@ def test_methods_of_compared_runs_are_compared(folder: Path, tmp_path: Path) -> 
     (other / "method.gro").write_text("method child\nextends parent\nbaseline = mean(correct over others)\n")
     found = compare([Record(folder / "runs/a"), Record(other)])
     assert found.parts == (
-        ("baseline", ("baseline = mean ( correct over group )", "baseline = mean ( correct over others )")),
+        ("baseline", ("baseline = mean(correct over group)", "baseline = mean(correct over others)")),
     )
     assert found.settings == () and found.held_out[0][2][1] is None
 
