@@ -45,6 +45,15 @@ def test_a_score_may_be_called_last() -> None:
     assert torch.equal(renamed.coefficients(given.replace(scores={"last": given.scores["correct"]})), expected)
 
 
+def test_what_vanishes_of_a_mismatched_value_leaves_the_completions_that_it_is_a_value_of() -> None:
+    """The largest of x - x is 0, but one 0 for each mismatched completion: the method needs that pass to know them."""
+    method = method_of(PROMPTS + "baseline = mismatched(max(logp_ref - logp_ref over tokens))\n")
+    assert method.needs.mismatched and not method.needs.reference
+    with pytest.raises(grolang.GroError, match="needs `mismatched`"):
+        method.coefficients(batch())
+    assert torch.equal(method.coefficients(batch(mismatched=batch())), method_of(PROMPTS).coefficients(batch()))
+
+
 def test_a_stand_in_for_an_observable_carries_no_gradient() -> None:
     plain, pulled = PROMPTS + "penalty = 0.1 * logp\n", PROMPTS + "penalty = 0.1 * (logp - logp_ref)\n"
     pair = asked(method_of(pulled), method_of(plain), exchanges=["logp_ref = logp"])
