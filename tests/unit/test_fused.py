@@ -414,6 +414,20 @@ def test_large_logits_and_tiny_probabilities_stay_exact(way: Way, dtype: torch.d
     )
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+def test_the_sum_of_a_long_row_keeps_its_digits(entropy: bool) -> None:
+    """Peaked logits of 2^18 words: a CPU's softmax adds them up in chains, and is off by some 1e-5."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8, 32), 5 * torch.randn(2**18, 32) / 32**0.5
+    one = Case(hidden.requires_grad_(), Head(weight.requires_grad_()), torch.arange(8), torch.randn(8))
+    logp, spread, expected = plain(one)
+    found = single_pass(one.hidden, one.head, one.targets, lambda rows, *_: one.c[rows], entropy=entropy)
+    assert_gradients(found.gradients, expected, 2e-6)
+    assert float((found.rows.logp.double() - logp).abs().max()) < 1e-5
+    if entropy:
+        assert_near(found.rows.entropy, spread, 1e-6)
+
+
 def test_tokens_masked_by_a_bias_of_minus_infinity_have_no_part() -> None:
     one = case()
     assert one.head.bias is not None
