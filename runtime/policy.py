@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from grolang.compiler.forming import FILLER
-from grolang.compiler.fused import Head, attach, factored_pass, logps, single_pass
+from grolang.compiler.fused import Head, Pass, attach, logps, single_pass
 from grolang.language.diagnostics import GroError
 from grolang.runtime import packing
 
-Weigh = Callable[[Tensor, Tensor | None], Tensor]
-"""Coefficients [N] of a micro-batch's tokens from their log-probs and entropies [N]."""
+Form = Callable[[Tensor, Head, Tensor, int | None], Pass]
+"""A fused pass: of states [N, D], the head, the tokens [N] that they predict, and the bytes of logits that may live."""
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -111,47 +110,32 @@ class Policy(nn.Module):
         return layout.to(tokens.ids.device) if len(layout.ids) <= packing.WORTH * tokens.ids.numel() else None
 
     def forward(
-        self,
-        tokens: Tokens,
-        weigh: Weigh | None = None,
-        known: Tensor | None = None,
-        *,
-        scope: str = "batch",
-        entropy: bool = False,
+        self, tokens: Tokens, form: Form | None = None, *, entropy: bool = False
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """(loss or None, logp [N], entropy [N] or None).
 
-        With `known` coefficients [N] or a function that gives them, the loss is −Σ c·logp with gradient −Σ c·∇logp.
-        `scope` says which log-probs a coefficient waits for; the function is called when they are there, whatever
-        stands in the place of the others.
+        With `form` the loss is −Σ c·logp with gradient −Σ c·∇logp, c the coefficients of that pass.
         """
-        if weigh is None and known is None:
+        if form is None:
             with torch.no_grad():
                 hidden, targets = self.hidden(tokens)
                 return None, *logps(hidden, self.head(hidden), targets, entropy=entropy)
         hidden, targets = self.hidden(tokens)
         head = self.head(hidden)
-        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        filled = torch.full(targets.shape, FILLER, dtype=precise, device=hidden.device)
-        spread = -filled if entropy else None
-
-        def coefficients(rows: slice, logp: Tensor, entropies: Tensor | None) -> Tensor:
-            if known is not None:
-                return known[rows]
-            assert weigh is not None
-            filled[rows] = logp
-            if spread is not None and entropies is not None:
-                spread[rows] = entropies
-            return weigh(filled, spread)[rows]
-
-        if known is not None or scope in ("none", "token"):
-            found = single_pass(hidden, head, targets, coefficients, entropy=entropy, budget=self.budget)
-        else:
-            unit = tokens.target.nonzero()[:, 0] if scope == "sequence" else torch.zeros_like(targets)
-            found = factored_pass(hidden, head, targets, None, unit, coefficients, entropy=entropy, budget=self.budget)
+        found = form(hidden, head, targets, self.budget)
         value = -(found.coefficients * found.rows.logp).sum()
         loss = attach(value, (hidden, head.weight, head.bias), found.gradients)
         return loss, found.rows.logp, found.rows.entropy
+
+
+def given(coefficients: Tensor | None) -> Form:
+    """The pass with coefficients [N] that are known; all 0 without."""
+
+    def form(hidden: Tensor, head: Head, targets: Tensor, budget: int | None) -> Pass:
+        c = hidden.new_zeros(targets.shape) if coefficients is None else coefficients
+        return single_pass(hidden, head, targets, lambda rows, *_: c[rows], budget=budget)
+
+    return form
 
 
 def load_tokenizer(

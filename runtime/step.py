@@ -18,10 +18,11 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from grolang import Batch, Evaluation, Method
-from grolang.compiler.forming import FILLER
+from grolang.compiler.forming import FILLER, Forming
+from grolang.compiler.fused import Head, Pass
 from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
-from grolang.runtime.policy import Tokens, Weigh
+from grolang.runtime.policy import Form, Tokens, given
 from grolang.runtime.reference import Store
 from grolang.runtime.split import Split, split
 
@@ -338,9 +339,15 @@ class Engine:
                 return batch
             self.policy.zero_grad()
         batch = self.current(step, entropy=entropy)
-        known = self.method.coefficients(batch)
-        parts = self.cut(step.pairs, step.groups, step.alive).parts
-        self._alone(lambda: [self._turn(step, part, known=known) for part in parts])
+        mask, known = step.batch.mask, self.method.coefficients(batch)
+        parts = [list(part) for part in self.cut(step.pairs, step.groups, step.alive).parts]
+
+        def turns() -> bool:
+            for part in parts:
+                self._turn(step, part, given(known[part][mask[part]] if part else None))
+            return True
+
+        self._alone(turns)
         return batch
 
     def current(self, step: Step, *, entropy: bool = False) -> Batch:
@@ -366,82 +373,55 @@ class Engine:
         return self.seen
 
     def _one_pass(self, step: Step, cut: Split, method: Method, entropy: bool) -> Batch | None:
-        """Each micro-batch's coefficients from its own log-probs, the rows of the others being fillers.
+        """Each micro-batch by the method's schedule, on its own log-probs; fillers stand for those of the others.
 
-        The scope says that fillers cannot matter. None where the method is not finite, be it on the fillers: it must
-        see the step as it is.
+        The scope says that fillers cannot matter. None where a coefficient is not finite, be it for a filler: the
+        method must see the step as it is.
         """
-        mask = step.batch.mask
-        filler = step.batch.logp_old if step.batch.logp_old is not None else step.batch.logp_ref
-        logp = self._buffer(mask) if filler is None else filler.clone()
-        entropies = self._buffer(mask) if entropy else None
-        own = torch.zeros_like(mask)
+        mask, groups = step.batch.mask, step.groups
         try:
-            found = method.coefficients(self._filled(step, logp, entropies))
+            forming = Forming(method, step.batch, entropy=entropy)
         except GroError:
             return None
-        known, finite = found if method.needs.scope == "none" else None, True  # finite: of this process's rows
-
-        def current(place: Tensor, found: Tensor, found_entropy: Tensor | None) -> Batch:
-            count = int(place.sum())  # 0 in a turn without rows, whatever the model said of the first sequence
-            logp[place] = found[:count].to(self.dtype)
-            if entropies is not None and found_entropy is not None:
-                entropies[place] = found_entropy[:count].to(self.dtype)
-            return self._filled(step, logp, entropies)
+        number = torch.zeros(mask.shape, dtype=torch.long, device=self.device)
+        number[mask] = torch.arange(int(mask.sum()), device=self.device)
+        own = torch.zeros_like(mask)
 
         def turns() -> bool:
-            nonlocal finite
+            finite = True
             for part in cut.parts:
-                place = self._place(mask, part)
+                rows = sorted(part, key=lambda row: groups[row])  # what a coefficient waits for stands together
+                at = number[rows][mask[rows]]
+                own[rows] = mask[rows]
 
-                def weigh(found: Tensor, found_entropy: Tensor | None, place: Tensor = place) -> Tensor:
+                def form(hidden: Tensor, head: Head, targets: Tensor, budget: int | None, at: Tensor = at) -> Pass:
                     nonlocal finite
-                    try:
-                        coefficients = method.coefficients(current(place, found, found_entropy))[place]
-                        return coefficients if len(coefficients) else torch.zeros_like(found)
-                    except GroError:  # other processes do not know of it yet
-                        finite = False
-                        return torch.zeros_like(found)
+                    if len(at):
+                        try:
+                            made = forming.form(at, hidden, head, targets, budget=budget)
+                            finite = finite and bool(torch.isfinite(made.coefficients).all())
+                            return made
+                        except GroError:  # other processes do not know of it yet
+                            finite = False
+                    return given(None)(hidden, head, targets, budget)
 
-                scope = method.needs.scope
-                current(place, *self._turn(step, part, known=known, weigh=weigh, scope=scope, entropy=entropy))
-                own.logical_or_(place)
+                self._turn(step, rows, form)
             return finite
 
-        finite = self._alone(turns)
-        if self.any(not finite):
+        if self.any(not self._alone(turns)):
             return None
-        logp = self.gather(logp * own)
-        return self._filled(step, logp, None if entropies is None else self.gather(entropies))
+        logp, spread = self._buffer(mask), self._buffer(mask)
+        logp[mask] = forming.logp
+        if forming.entropy is not None:
+            spread[mask] = forming.entropy
+        return self._filled(step, self.gather(logp * own), self.gather(spread * own) if entropy else None)
 
-    def _turn(
-        self,
-        step: Step,
-        part: Sequence[int],
-        *,
-        known: Tensor | None,
-        weigh: Weigh | None = None,
-        scope: str = "batch",
-        entropy: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Forward and backward pass of one micro-batch, with its log-probs and entropies [N]."""
-        tokens = self._tokens(step.pairs, part)
+    def _turn(self, step: Step, part: Sequence[int], form: Form) -> None:
+        """Forward and backward pass of one micro-batch."""
         scale = self.scale * (self.accelerator.num_processes if self.sharded else 1)  # which averages over processes
-        coefficients = None
-        if known is not None:
-            coefficients = known[self._place(step.batch.mask, part)] * scale
-            if not part:
-                coefficients = torch.zeros(int(tokens.target.sum()), dtype=self.dtype, device=self.device)
-
-        def scaled(found: Tensor, found_entropy: Tensor | None) -> Tensor:
-            assert weigh is not None
-            return weigh(found, found_entropy) * scale
-
         with self._autocast():
-            wanted = None if known is not None else scaled
-            loss, logp, found = self.policy(tokens, wanted, coefficients, scope=scope, entropy=entropy)
-        loss.backward()
-        return logp.detach(), None if found is None else found.detach()
+            loss, _, _ = self.policy(self._tokens(step.pairs, part), form)
+        (loss * scale).backward()
 
 
 def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -647,8 +647,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "micro_batches_averaged",
             "the gradients of micro-batches are averaged, not summed",
-            "scale = self.scale * (self.accelerator.num_processes if self.sharded else 1)",
-            "scale = self.scale / len(step.split.parts)",
+            "(loss * scale).backward()",
+            "(loss * scale / self.micro_batch).backward()",
             EXACT,
         ),
         (

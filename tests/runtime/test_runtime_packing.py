@@ -33,6 +33,7 @@ from transformers import (
 )
 
 import grolang
+from grolang.runtime import policy as policies
 from grolang.runtime import start
 from grolang.runtime.packing import PREFIX, enable, lay_out, states
 from grolang.runtime.policy import Policy, Tokens, recompute_activations
@@ -130,7 +131,7 @@ def gradients(model: PreTrainedModel, parts: Sequence[Sequence[Any]], *, packed:
     for part in parts:
         tokens = Tokens.of(part, 0, torch.device("cpu"))
         c = torch.randn(int(tokens.target.sum()), generator=draw, dtype=torch.float64)
-        policy(tokens, None, c)[0].backward()
+        policy(tokens, policies.given(c))[0].backward()
     found = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     return found
