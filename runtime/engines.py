@@ -76,18 +76,22 @@ class Policy:
 
 
 def request(how: Sampling, key: int | None) -> dict[str, Any]:
-    """What vLLM calls these settings; greedy without a key, else the key is the seed of this completion alone."""
+    """What vLLM calls these settings; greedy without a key, else the key is the seed of this completion alone.
+
+    What is left at its neutral value is told too: a server would take it from the model's generation settings.
+    """
+    chance = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    if key is not None:
+        truncation = {"top_p": how.top_p, "top_k": how.top_k, "min_p": how.min_p}
+        chance = {"temperature": how.temperature, "seed": key, **truncation}
     told: dict[str, Any] = {
+        **chance,
+        "repetition_penalty": 1.0,
         "max_tokens": how.limit,
-        "temperature": 0.0 if key is None else how.temperature,
         "stop_token_ids": sorted(how.ends),
         "logprobs": 1,
         "skip_special_tokens": False,  # a stop may be the text of one
     }
     if how.stop is not None:
         told["stop"] = list(how.stop.texts)
-    if key is None:
-        return told
-    truncation = {"top_p": how.top_p, "top_k": how.top_k, "min_p": how.min_p}
-    unsaid = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    return told | {"seed": key} | {name: value for name, value in truncation.items() if value != unsaid[name]}
+    return told

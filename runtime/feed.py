@@ -30,6 +30,7 @@ class Mixture:
 
     parts: tuple[Examples, ...]
     weights: tuple[float, ...]
+    counted: dict[int, tuple[int, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -58,10 +59,14 @@ class Mixture:
         return found
 
     def _counts(self, seed: int, end: int) -> list[int]:
-        """How many of the places before `end` are each file's."""
-        counts = np.zeros(len(self.parts), dtype=np.int64)
-        for start in range(0, end, PLACES):
-            counts += np.bincount(self._files(seed, start, min(PLACES, end - start)), minlength=len(self.parts))
+        """How many of the places before `end` are each file's, counted on from where that was asked last."""
+        begin, counts = self.counted.get(seed, (0, np.zeros(len(self.parts), dtype=np.int64)))
+        if begin > end:
+            begin, counts = 0, np.zeros(len(self.parts), dtype=np.int64)
+        for start in range(begin, end, PLACES):
+            files = self._files(seed, start, min(PLACES, end - start))
+            counts = counts + np.bincount(files, minlength=len(self.parts))
+        self.counted[seed] = end, counts
         return [int(count) for count in counts]
 
 

@@ -29,15 +29,12 @@ PACKAGES = ("grolang", "torch", "transformers", "accelerate", "datasets", "safet
 
 
 def open_output(method: Method, settings: RunSettings, accelerator: Accelerator) -> Path:
-    """The folder of the run, as `open_folder` gives it; a run is resumed with its own method, by nobody else."""
+    """The folder of the run, as `open_folder` gives it; a run is resumed with its own method."""
     output = open_folder(method.name, settings, accelerator)
     if settings.resume:
         for name, text in method_texts(method).items():
             if (output / name).exists() and (output / name).read_text(encoding="utf-8") != text:
                 raise GroError.plain(f"the method is not the one of {output}", help=f"run {output / 'method.gro'}")
-        if accelerator.is_main_process and Record(output).status == "running":
-            number = Record(output).info["process"]["pid"]
-            raise GroError.plain(f"{output} is being run, by process {number}", help="wait for it, or stop it first")
     accelerator.wait_for_everyone()
     return output
 
@@ -45,12 +42,16 @@ def open_output(method: Method, settings: RunSettings, accelerator: Accelerator)
 def open_folder(name: str, settings: RunSettings, accelerator: Accelerator) -> Path:
     """The folder of a run, made where it is not there yet, the same in every process; runs/NAME-N where none is said.
 
-    A folder that holds a run is used only to resume it, and resumed is only what has checkpoints (else GroError).
+    A folder that holds a run is used only to resume it, and resumed is only what has checkpoints and is not being run
+    (else GroError).
     """
     names = [settings.output or next_name(name)] if accelerator.is_main_process else [""]
     output = Path(str(broadcast_object_list(names)[0]))
     if settings.resume and not (output / checkpoints.FOLDER).is_dir():
         raise GroError.plain(f"{output} holds no checkpoint to resume from", help="leave out --resume")
+    if settings.resume and accelerator.is_main_process and Record(output).status == "running":
+        number = Record(output).info["process"]["pid"]
+        raise GroError.plain(f"{output} is being run, by process {number}", help="wait for it, or stop it first")
     if not settings.resume and (output / "metrics.jsonl").exists() and accelerator.is_main_process:
         raise GroError.plain(f"{output} holds a run already", help="add --resume, or give another --output")
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from grolang.language.diagnostics import GroError
 from grolang.runtime.data import Record, is_conversation
 from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
 from grolang.runtime.sampling import Drawn, Generator, Sampling
@@ -40,12 +41,22 @@ class Sampler:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def complete(self, prompts: Sequence[Ids], keys: Sequence[int] | None) -> list[Drawn]:
-        """A completion for each prompt, greedy without keys. Every process draws its share of them."""
-        rows = share(self.accelerator, len(prompts))
-        with self.around():
-            chosen = None if keys is None else keys[rows]
-            own = self.generate(prompts[rows], chosen, self.how, keep_logp=self.keep_logp)
-        return gathered(self.accelerator, own)
+        """A completion for each prompt, greedy without keys.
+
+        Every process draws its share of them; what one raises is raised in all, so that none waits for it.
+        """
+        rows, own, error = share(self.accelerator, len(prompts)), list[Drawn](), None
+        try:
+            with self.around():
+                chosen = None if keys is None else keys[rows]
+                own = self.generate(prompts[rows], chosen, self.how, keep_logp=self.keep_logp)
+        except GroError as raised:
+            error = raised
+        every = gathered(self.accelerator, [(own, error)])
+        for _, failed in every:
+            if failed is not None:
+                raise failed
+        return [one for some, _ in every for one in some]
 
     def score(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[dict[str, float]]:
         """Every score of every completion, 0 where one failed."""

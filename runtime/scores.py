@@ -79,6 +79,7 @@ class Asked:
     records: Sequence[Record]
     texts: Sequence[Any]
     ids: Sequence[Sequence[int]]
+    columns: Sequence[str] = ()  # of all files, whichever of them these rows are from
 
     def __len__(self) -> int:
         return len(self.records)
@@ -86,8 +87,8 @@ class Asked:
     def words(self, rows: slice = slice(None)) -> dict[str, Any]:
         """The arguments of a score function, TRL's."""
         records = self.records[rows]
-        names = dict.fromkeys(name for record in records for name in record if name not in RESERVED)
-        columns = {name: [record.get(name) for record in records] for name in names}  # None: another file's column
+        names = dict.fromkeys([*self.columns, *(name for record in records for name in record)])
+        columns = {name: [record.get(name) for record in records] for name in names if name not in RESERVED}
         own = {"completions": list(self.texts[rows]), "completion_ids": list(self.ids[rows])}
         return columns | own | {"prompts": [record["prompt"] for record in records]}
 
@@ -104,7 +105,11 @@ class Miscounted(Failure):
 
 
 def score(
-    scorers: Sequence[Scorer], records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Sequence[int]]
+    scorers: Sequence[Scorer],
+    records: Sequence[Record],
+    texts: Sequence[Any],
+    ids: Sequence[Sequence[int]],
+    columns: Sequence[str] = (),
 ) -> tuple[list[Scored], list[str]]:
     """Every score of every completion, and what went wrong.
 
@@ -112,7 +117,7 @@ def score(
     completion and counts as 0, as TRL's sum of rewards has it; one of them must apply. Raises GroError where one fails
     that has the patience to `stop`: it names the function and the completion.
     """
-    asked = Asked(records, texts, ids)
+    asked = Asked(records, texts, ids, columns)
     if not len(asked):
         return [], []
     begun = {scorer.name: scorer.caller.start(**asked.words()) for scorer in scorers if scorer.caller.waits}

@@ -23,12 +23,13 @@ class Scoring:
     scorers: tuple[Scorer, ...]
     accelerator: Accelerator
     say: Callable[[str], None] = field(default=print, compare=False)
+    columns: tuple[str, ...] = ()  # of all files that rows come from
 
     def __call__(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[Scored]:
         """Every score of every completion. What one process raises is raised in all of them: none waits for it."""
         own = share(self.accelerator, len(records))
         try:
-            told: list[Any] = [(*score(self.scorers, records[own], texts[own], ids[own]), None)]
+            told: list[Any] = [(*score(self.scorers, records[own], texts[own], ids[own], self.columns), None)]
         except GroError as raised:
             told = [([], [], raised)]
         every = gathered(self.accelerator, told)

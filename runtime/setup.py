@@ -71,7 +71,8 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     main = [rows for part, rows in files if part.kind == kind]
     patience = Patience(settings.score_timeout, settings.score_retries, settings.on_score_error)
     sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
-    scoring = Scoring(_scorers(method, settings, sources, main, drawn=drawn), accelerator, say)
+    columns = tuple(dict.fromkeys(name for rows in main for name in rows.columns))
+    scoring = Scoring(_scorers(method, settings, sources, main, drawn=drawn), accelerator, say, columns)
 
     model = _model(path, settings, accelerator)
     longest = settings.max_completion or (LONGEST if settings.model else defaults.MAX_COMPLETION)

@@ -321,6 +321,7 @@ class Engine:
 
         The scope says what must be known together. In the first update `logp_old` is `logp` itself.
         """
+        self.seen = None
         method = self.method if step.batch.logp_old is not None else self.method.on_policy
         batch = self._fitting(lambda: self._gradient(step, method, entropy or method.needs.entropy))
         for parameter in self.policy.parameters():
@@ -334,7 +335,8 @@ class Engine:
         """This process's part of the gradient."""
         if self.cut(step.pairs, step.groups, step.alive).knows(method.needs.scope):
             crossed = self._with_crossed_now(step)
-            batch = self._one_pass(crossed, self.cut(step.pairs, step.groups, step.alive), method, entropy)
+            cut = self.cut(step.pairs, step.groups, step.alive)  # a finer one where that ran out of memory
+            batch = self._one_pass(crossed, cut, method, entropy) if cut.knows(method.needs.scope) else None
             if batch is not None:
                 return batch
             self.policy.zero_grad()

@@ -15,11 +15,13 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from grolang.language.diagnostics import GroError
@@ -28,7 +30,7 @@ from grolang.runtime.examples import Ids
 from grolang.runtime.reference import folder
 from grolang.runtime.sampling import Drawn, Sampling
 
-START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs"
+START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm"
 TIMEOUT = 1800.0  # seconds for one answer; a completion may wait for many others
 TOGETHER = 64  # requests that wait at the same time
 
@@ -53,7 +55,12 @@ class Server:
     @cached_property
     def name(self) -> str:
         """Of the model that it serves."""
-        return str(self._ask("/v1/models")["data"][0]["id"])
+        answer = self._ask("/v1/models")
+        try:
+            return str(answer["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            message = f"{self.url} does not say which model it serves: {json.dumps(answer)[:300]}"
+            raise GroError.plain(message, help=f"it must be a server of vLLM: {START}") from None
 
     @cached_property
     def weights(self) -> Path:
@@ -83,7 +90,7 @@ class Server:
             save_file(state, str(fresh), metadata={"format": "pt"})
             fresh.replace(self.weights / "model.safetensors")
             self.policy.model.config.save_pretrained(self.weights)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise GroError.plain(f"cannot write the weights for {self.url} to {self.weights}: {error}") from error
         self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}})
         self._ask("/reset_prefix_cache", {})
@@ -122,6 +129,6 @@ class Server:
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:300]
             raise GroError.plain(f"{self.url}{path}: {error.code} {said}", help=f"start it with {START}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             raise GroError.plain(f"no answer from {self.url}{path}: {cause}", help=f"start it with {START}") from None

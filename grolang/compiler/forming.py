@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -40,17 +42,19 @@ class Forming:
         self.logp = filler.new_full((count,), FILLER)
         used = ("entropy", MAIN) in self.plan.program.loads(*VALUE)
         self.entropy = -self.logp if entropy or (used and batch.entropy is None) else None
-        own = ("logp",) if self.entropy is None else ("logp", "entropy")
         run.now(self.logp, self.entropy)
-        live = torch.ones(count, dtype=torch.bool, device=run.device)
-        if count:
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        run, own = self.run, ("logp",) if self.entropy is None else ("logp", "entropy")
+        live = torch.ones(len(self.logp), dtype=torch.bool, device=run.device)
+        if len(live):
             live = live_tokens(run, lambda name, world: name in own and world == MAIN)
-        if self.plan.unit is Scope.GROUP:
-            run.need_groups(Scope.GROUP)
-            order = torch.argsort(run.layout.groups[1][run.layout.places[0]], stable=True)
-            self.tokens = order[live[order]]
-        else:
-            self.tokens = live.nonzero()[:, 0]
+        if self.plan.unit is not Scope.GROUP:
+            return live.nonzero()[:, 0]
+        run.need_groups(Scope.GROUP)
+        order = torch.argsort(run.layout.groups[1][run.layout.places[0]], stable=True)
+        return order[live[order]]
 
     @property
     def slots(self) -> Tensor:
@@ -104,6 +108,8 @@ class Forming:
         """The method's generated row kernel for the tokens `at`, and whether it makes their coefficients."""
         program, run = self.plan.program, self.run
         output = {"factored": "weight", "free": None}.get(self.plan.kind, "coefficient")
+        if output is not None and self.entropy is None and ("entropy", MAIN) in program.loads(output):
+            output = None  # the batch brings entropies, and a kernel knows none but those of its rows
         found = None if output is None else kernel(program, output)
         if output is None or found is None:
             return RowKernel(PLAIN.text), False

@@ -40,7 +40,7 @@ class Compiled(nn.Module):
 
     `budget` bounds the bytes of one chunk of logits (None: 256 MiB, on a GPU 1 GiB), `keep` those of the softmax that a
     free schedule keeps (in the model's dtype, bfloat16 for 16 bits). `kernels` takes Triton kernels on CUDA, of which
-    the one for rows is generated from the method; they have run under Triton's interpreter only, never on a GPU.
+    the one for rows is generated from the method; they have run under Triton's interpreter, never on a GPU.
     `batch.logp` is not read; `batch.entropy` is computed where the method uses it and the batch has none.
     """
 

@@ -80,7 +80,7 @@ _UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)
 
 
 @torch.library.custom_op(
-    "grolang::loss", mutates_args=(), schema=_SCHEMA, **({} if _UNSAFE is None else {"tags": _UNSAFE})
+    "grolang::loss", mutates_args=(), schema=_SCHEMA, **({} if _UNSAFE is None else {"tags": (_UNSAFE,)})
 )
 def _loss(
     hidden: Tensor,

@@ -73,9 +73,9 @@ class Program:
         return frozenset(found)
 
     def loads(self, *outputs: str) -> set[tuple[str, str]]:
-        """Name and world of each tensor that these outputs read; the mask of a world as soon as they are in it."""
+        """Name and world of each tensor that these outputs read; "" with each world that they have steps in."""
         steps = [self.steps[index] for index in self.reachable(*outputs)]
-        return {(str(step.detail[0]) if step.op == "load" else "mask", step.world) for step in steps}
+        return {(str(step.detail[0]) if step.op == "load" else "", step.world) for step in steps}
 
     def reachable(self, *outputs: str) -> list[int]:
         """The steps that these outputs need, in order."""

@@ -49,7 +49,8 @@ Differences that one may look for, and the rows that show them:
 - IPO is three losses under one name: log-ratios averaged over tokens in `DPOConfig(loss_type="ipo")`; log-probs
   averaged, without a reference, in `CPOConfig` and `TPOConfig`; log-ratios summed, as the paper prints it, in
   `OnlineDPOConfig`. Liger's raises an error, and verl has none.
-- An aggregation depends on the micro-batch: every row that is not *same* when cut in two.
+- A gradient depends on the micro-batch: every row that is not *same* when cut in two; where it says *2 ×*,
+  micro-batches are added up, not averaged.
 """
 WIDTH = 120
 

@@ -157,10 +157,11 @@ def test_weights_are_handed_over_when_they_have_moved_and_only_then() -> None:
     assert policy.moved()
 
 
-def test_what_is_not_asked_for_is_not_said() -> None:
-    """A server of another version may not know it."""
+def test_what_is_neutral_is_said_too() -> None:
+    """Else a server takes it from the generation settings of the model."""
     how = Sampling(frozenset([7, 3]), 9)
     told = {"max_tokens": 9, "stop_token_ids": [3, 7], "logprobs": 1, "skip_special_tokens": False}
+    told |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     assert request(how, 5) == told | {"temperature": 1.0, "seed": 5}
     assert request(how, None) == told | {"temperature": 0.0}
     how = Sampling(frozenset([3]), 9, 0.5, 0.9, 20, 0.1, Stop(("\n",), load_tokenizer(PATH)))

@@ -128,6 +128,13 @@ def test_a_function_of_the_user_gets_trl_arguments(tmp_path: Path) -> None:
     assert marks(own(tmp_path, body), ["xx", "y"], ROWS) == [20.0, 5.0]
 
 
+def test_a_column_of_another_file_is_none_also_where_no_row_of_that_file_is_there(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def hinted(hint, **_):\n    return [float(one is None) for one in hint]\n")
+    made = scorer(None, f"{tmp_path / 'rewards.py'}:hinted")
+    found, _ = score([made], ROWS, ["x", "y"], [[1], [2]], ("prompt", "hint"))
+    assert [list(one.scores.values()) for one in found] == [[1.0], [1.0]]
+
+
 def test_conversations_come_as_lists_of_messages(tmp_path: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "abc"}]}
     body = "return [len(p[0]['content']) + len(c[0]['content']) for p, c in zip(prompts, completions)]"

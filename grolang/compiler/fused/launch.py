@@ -1,6 +1,6 @@
 """Where Triton's kernels meet the passes: on CUDA, where Triton is installed, and only when asked for.
 
-They have run under Triton's interpreter alone, never on a GPU.
+They have run under Triton's interpreter and been compiled for GPUs, never run on one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def reduced(hidden: Tensor, head: Head, targets: Tensor) -> Rows:
     splits = max(1, min(PROGRAMS // max(1, groups), -(-head.vocabulary // columns)))
     span = -(-head.vocabulary // (splits * columns)) * columns
     splits = -(-head.vocabulary // span)
-    found = torch.empty(splits, 4, count, device=hidden.device)
+    found = torch.empty(splits, 4, count, dtype=torch.float32, device=hidden.device)
     bias, scalars, flags = _head(head, found)
     strides = *hidden.stride(), *head.weight.stride()
     sizes = count, head.vocabulary, depth, span

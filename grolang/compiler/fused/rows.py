@@ -30,7 +30,9 @@ class Rows(NamedTuple):
 
 
 def log_probabilities(tile: Tensor, targets: Tensor) -> Rows:
-    """tile: logits → log-probs. The cheapest pass where no gradient follows."""
+    """The cheapest pass over logits where no gradient follows; the tile is used up."""
+    if _summed_in_chains(tile):
+        return probabilities(tile, targets)
     own = _pick(tile, targets)
     torch.log_softmax(tile, 1, out=tile)
     logp = _pick(tile, targets)
@@ -54,8 +56,10 @@ def probabilities(tile: Tensor, targets: Tensor) -> Rows:
 
 def with_entropy(tile: Tensor, targets: Tensor) -> Rows:
     """tile: logits → probabilities, and the entropy −Σ p log p of each row; 0·log 0 = 0."""
-    rows = log_probabilities(tile, targets)
-    entropy, excess = torch.empty_like(rows.logp), torch.zeros_like(rows.logp)
+    own = _pick(tile, targets)
+    torch.log_softmax(tile, 1, out=tile)
+    logp = _pick(tile, targets)
+    entropy, excess = torch.empty_like(logp), torch.zeros_like(logp)
     chains = _summed_in_chains(tile)
     step = max(1, -(-len(tile) // BLOCKS))
     if tile.device.type == "cpu":
@@ -69,7 +73,7 @@ def with_entropy(tile: Tensor, targets: Tensor) -> Rows:
             excess[start : start + step] = total.squeeze(1).log_()
         entropy[start : start + step] = -block.clamp_min_(torch.finfo(block.dtype).min).mul_(p).sum(1)
         block.copy_(p)
-    return Rows(rows.logp - excess, rows.lse + excess, entropy + excess)
+    return Rows(logp - excess, own - logp + excess, entropy + excess)
 
 
 def errors(tile: Tensor, targets: Tensor, own: Tensor, slope: Tensor | None, start: int = 0) -> Tensor:
