@@ -18,7 +18,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grolang.runtime.packing import enable
-from grolang.runtime.policy import Policy, Tokens
+from grolang.runtime.policy import Policy, Tokens, given
 
 VOCABULARY = 8192
 SHAPES: dict[str, tuple[int, int, tuple[int, int], tuple[int, int]]] = {
@@ -56,7 +56,7 @@ def measure(model: LlamaForCausalLM, pairs: Sequence[tuple[list[int], list[int]]
 
     def once(policy: Policy) -> None:
         model.zero_grad()
-        loss, _, _ = policy(tokens, None, coefficients)
+        loss, _, _ = policy(tokens, given(coefficients))
         loss.backward()
 
     ways = {"padded": Policy(model), "packed": Policy(model, packed=True)}
