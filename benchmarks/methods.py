@@ -4,8 +4,7 @@
 
 Each run is `grolang run METHOD --seed N --eval-rows ROWS` in a process of its own on one core; all else is the
 defaults. Accuracy is on held-out prompts, sampled at temperature 1 and greedy. Results go to
-benchmarks/methods.json as they come, and a run that is there already is not repeated. Seconds are wall clock of
-the whole process on a machine that may be busy: a scale, not a measurement.
+benchmarks/methods.json as they come, and a run that is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,20 +25,18 @@ RESULTS = Path(__file__).parent / "methods.json"
 
 
 def measure(method: str, seed: int, rows: int) -> dict[str, Any]:
-    """One run: accuracies before and after, and its seconds."""
+    """One run: accuracies before and after."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         words = ["run", method, "--seed", str(seed), "--eval-rows", str(rows), "--output", str(output)]
-        start = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "grolang", *words], env=environment, capture_output=True, text=True, check=False
         )
-        seconds = time.perf_counter() - start
         if done.returncode:
             raise SystemExit(f"grolang {' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
         found = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    return {"method": method, "seed": seed, "rows": rows, "seconds": round(seconds, 1), **found}
+    return {"method": method, "seed": seed, "rows": rows, **found}
 
 
 def accuracy(found: dict[str, float], way: str) -> float:
@@ -51,8 +47,8 @@ def accuracy(found: dict[str, float], way: str) -> float:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: the mean over seeds, in points, and the worst seed's change."""
     lines = [
-        "| method | seeds | sampled | gain (worst seed) | greedy | change (worst seed) | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | seeds | sampled | gain (worst seed) | greedy | change (worst seed) |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for method in METHODS:
         own = [result for result in results if result["method"] == method]
@@ -65,7 +61,6 @@ def table(results: list[dict[str, Any]]) -> str:
             change = [b - a for a, b in zip(before, after)]
             cells.append(f"{statistics.mean(before):.1f} → {statistics.mean(after):.1f}")
             cells.append(f"{statistics.mean(change):+.1f} ({min(change):+.1f})")
-        cells.append(f"{statistics.median(result['seconds'] for result in own):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -84,7 +79,7 @@ def main() -> None:
         for result in pool.map(lambda job: measure(*job), [job for job in wanted if job not in done]):
             results.append(result)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            sys.stdout.write(f"{result['method']} seed {result['seed']}: {result['seconds']} s\n")
+            sys.stdout.write(f"{result['method']} seed {result['seed']}\n")
             sys.stdout.flush()
     sys.stdout.write(table(results) + "\n")
 
