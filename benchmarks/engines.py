@@ -50,7 +50,7 @@ def main() -> None:
 
     for name, work in (("generate", batch), ("continuous", continuous)):
         seconds, tokens = least(work)
-        print(f"{name}: {seconds:.2f} s for {tokens} tokens")  # noqa: T201
+        print(f"{name}: {seconds:.2f} s for {tokens} tokens")  # noqa: T201  # a benchmark prints
 
 
 if __name__ == "__main__":

@@ -40,5 +40,5 @@ def gro(shell: Any, line: str, cell: str) -> None:
     try:
         shown["text/html"] = explain.html.rendered(document)
     except GroError as error:  # what HTML needs is not installed: the text is there still
-        print(error)  # noqa: T201
+        print(error)  # noqa: T201  # a cell prints
     shell.display_pub.publish(shown)

@@ -202,7 +202,7 @@ def _from_hub(name: str) -> datasets.Dataset:
         check_hub(name, "file")
     try:
         return datasets.load_dataset(name, split="train")
-    except Exception as error:
+    except Exception as error:  # whatever the hub or a builder raises
         message = f"there is no file {name}, and no hub data set of that name can be loaded: {_cause(error)}"
         raise GroError.plain(message, help="check the name; a path may start with ./") from error
 

@@ -144,7 +144,7 @@ def load_tokenizer(
     """The tokenizer of a folder or hub name, which must have an end token; `template` is a chat template's file."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:
+    except Exception as error:  # whatever transformers raises on what a user named
         raise _unreadable(path, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
         raise GroError.plain(
@@ -169,18 +169,18 @@ def load_model(
     options = {name: value for name, value in options.items() if value is not None}
     if "quantization_config" in options:
         options["device_map"] = {"": device}
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
-    except Exception as error:
+    except Exception as error:  # whatever transformers raises on what a user named
         raise _unreadable(path, "model", error) from error
     if model.config.is_encoder_decoder:
         raise GroError.plain(f"{path} is an encoder-decoder; grolang trains decoder-only models")
     # Evaluation mode throughout: with dropout a log-prob would depend on when it was computed.
     if "device_map" not in options:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)  # type: ignore[arg-type]  # its `to` is decorated without a type
     nn.Module.eval(model)
     for module in model.modules():
         if "quantization_config" in options and type(module).__module__.startswith("bitsandbytes"):

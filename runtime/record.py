@@ -16,7 +16,7 @@ import psutil
 from grolang.language.diagnostics import GroError
 from grolang.language.library import read
 from grolang.language.source import Source
-from grolang.runtime.figures import Best, best, gain, key_metric
+from grolang.runtime.figures import Best, best, key_metric
 from grolang.runtime.settings import tomllib
 
 FILE = "run.json"
@@ -163,11 +163,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         return
     for path in below:
         yield from _walk(path)
-
-
-def improved(name: str, before: float, after: float) -> bool | None:
-    """Whether a held-out figure has become better; None where it has not moved."""
-    return None if before == after else gain(name, before, after)
 
 
 def _json(path: Path) -> dict[str, Any]:

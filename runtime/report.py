@@ -40,7 +40,7 @@ def leave_report(output: Path, say: Callable[[str], None]) -> None:
     """The same at the end of a run, which a page that cannot be made does not spoil."""
     try:
         say(f"the report is in {write_report(output)}")
-    except Exception as error:
+    except Exception as error:  # a report must not spoil the run that it is of
         cause = " ".join(str(error).split()) or type(error).__name__
         say(f"note: no report was made ({cause[:200]}); `grolang report {output}` tries again")
 

@@ -79,11 +79,11 @@ def load_classifier(
 
     With `fresh` any model will do, and a new head is put on it; else the folder must hold a classifier.
     """
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
     head: dict[str, Any] = {"num_labels": 1} if fresh else {}
     told = logging.get_verbosity()
     if fresh:  # that the head is new needs no warning
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # nor for it
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **head)
         if not fresh:
@@ -93,7 +93,7 @@ def load_classifier(
         )
     except GroError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever transformers raises on what a user named
         cause = " ".join(str(error).split())
         raise GroError.plain(
             f"no reward model can be loaded from {path}: {cause[:400]}",
@@ -101,7 +101,7 @@ def load_classifier(
         ) from error
     finally:
         logging.set_verbosity(told)
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]  # its `to` is decorated without a type
     nn.Module.eval(model)
     return model
 

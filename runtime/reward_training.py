@@ -208,7 +208,7 @@ class _Training:
                 chosen, rejected = rewards(self.model, sides, window(self.model)).chunk(2)
                 margin = chosen - rejected
                 if train:
-                    (-logsigmoid(margin).sum() / len(examples)).backward()  # type: ignore[no-untyped-call]
+                    (-logsigmoid(margin).sum() / len(examples)).backward()  # type: ignore[no-untyped-call]  # torch has no type for it
             margins[start : start + len(part)] = margin.detach()
         found: Tensor = self.accelerator.reduce(margins, "sum")
         return found

@@ -120,7 +120,7 @@ class _Chance(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float() / self.temperature
-        scores = self.truncation(input_ids, scores)  # type: ignore[arg-type]
+        scores = self.truncation(input_ids, scores)  # type: ignore[arg-type]  # transformers says LongTensor, and any will do
         token = drawn_at(uniform(self.keys, input_ids.shape[1] - self.prompt), scores)
         if self.kept is not None:
             self.kept.append(scores.log_softmax(-1).gather(1, token)[:, 0])
@@ -155,7 +155,7 @@ def plainly(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _settings(**given: Any) -> GenerationConfig:
-    return GenerationConfig(**given)  # type: ignore[no-untyped-call]
+    return GenerationConfig(**given)  # type: ignore[no-untyped-call]  # transformers has no type for it
 
 
 def end_ids(model: PreTrainedModel, tokenizer_end: int) -> frozenset[int]:
@@ -209,7 +209,7 @@ class Generate:
         try:
             with plainly(self.model):
                 return _draw_batch(self.model, prompts, keys, how, keep_logp)
-        except Exception as error:
+        except Exception as error:  # what is out of memory has no class of its own; the rest is raised again
             if not should_reduce_batch_size(error):
                 raise
             if len(prompts) == 1:

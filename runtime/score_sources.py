@@ -111,7 +111,7 @@ def load(path: Path, attribute: str) -> ScoreFunction:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # a user's module raises what it raises
         raise GroError.plain(f"{path} fails when it is imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

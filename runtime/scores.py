@@ -217,7 +217,7 @@ def _call(scorer: Scorer, asked: Asked, rows: slice, share: float, begun: Future
         found = scorer.caller.result(begun or scorer.caller.start(**words), scorer.patience.seconds * share)
     except GroError:
         raise
-    except Exception as error:
+    except Exception as error:  # a user's function raises what it raises
         raise Failure(f"failed: {type(error).__name__}: {error}{_raised_at(error)}") from error
     try:
         values = list(found)

@@ -287,7 +287,7 @@ class Engine:
         short, found = False, None
         try:
             found = work()
-        except Exception as error:
+        except Exception as error:  # what is out of memory has no class of its own; the rest is raised again
             if not should_reduce_batch_size(error):
                 raise
             if self.sharded and self.accelerator.num_processes > 1:  # the others wait for this one in the midst of it

@@ -112,7 +112,7 @@ class Trackers:
         for name, tracker in list(self.open.items()):
             try:
                 do(tracker)
-            except Exception as error:
+            except Exception as error:  # whatever a tracker raises
                 del self.open[name]
                 cause = " ".join(str(error).split()) or type(error).__name__
                 self.say(f"the tracker {name} failed and is off from now on; metrics.jsonl goes on: {cause[:400]}")

@@ -125,6 +125,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = {"<pad>": PAD, "<eos>": END} | {f"t{index}": index for index in range(FIRST, VOCABULARY)}
     made = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no type for it
         tokenizer_object=made, pad_token="<pad>", eos_token="<eos>"
     )

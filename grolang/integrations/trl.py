@@ -57,7 +57,7 @@ def _home() -> tuple[Any, Path]:
 def _quiet() -> Iterator[None]:
     """Without progress bars, warnings and tables."""
     disable_progress_bars()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):

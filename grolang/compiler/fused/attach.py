@@ -21,7 +21,7 @@ def attach(value: Tensor, inputs: Sequence[Tensor | None], grads: Sequence[Tenso
     lets them go: the gradients are consumed, and a second backward pass, or a second derivative, raises
     GroError.
     """
-    return torch.as_tensor(_Attached.apply(value.detach(), list(grads), *inputs))  # type: ignore[no-untyped-call]
+    return torch.as_tensor(_Attached.apply(value.detach(), list(grads), *inputs))  # type: ignore[no-untyped-call]  # torch has no type for it
 
 
 class _Attached(torch.autograd.Function):

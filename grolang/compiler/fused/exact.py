@@ -18,7 +18,7 @@ def opaque(function: Callable[P, R]) -> Callable[P, R]:
     A custom operator cannot take the passes' callbacks, and tracing them would unroll their chunk loops and
     specialise on the number of live rows; a break is right with every back end.
     """
-    return cast(Callable[P, R], torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+    return cast(Callable[P, R], torch.compiler.disable(function))  # type: ignore[no-untyped-call]  # torch has no type for it
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:

@@ -117,7 +117,7 @@ def _head(head: Head, anything: Tensor) -> tuple[Tensor, tuple[float, float], di
 def _start(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Run a kernel on the GPU that its first tensor lies on, whichever is current; an empty grid is no run."""
     if all(grid):
-        with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
+        with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]  # torch has no type for it
             kernel[grid](*args, num_warps=WARPS, **options)
 
 
