@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
+import io
 import json
+import lzma
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import datasets
 
@@ -32,6 +37,10 @@ WRITTEN = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
 READERS = WRITTEN | {".parquet": "parquet", ".arrow": "arrow"}
 """What reads a file, by its ending; first those that are text."""
 
+COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""What opens a compressed file, by the ending after that of its contents: `rows.jsonl.gz`."""
+
+LINES = (".jsonl", ".ndjson")  # files of a row a line
 NO_ROWS = "corresponds to no data"  # datasets' words for it
 SAVED = "state.json"  # what `Dataset.save_to_disk` leaves beside the rows
 SHOWN = 3  # faults of a file that a message spells out
@@ -60,7 +69,7 @@ class Rows:
 
     def place(self, index: int) -> str:
         """Where a row stands, as a person finds it: the line of a JSONL file, else the row counted from 1."""
-        if Path(self.name).suffix in (".jsonl", ".ndjson"):
+        if _ending(Path(self.name)) in LINES:
             for number, (line, _) in enumerate(_lines(Path(self.name))):
                 if number == index:
                     return f"{self.name}:{line}"
@@ -157,22 +166,23 @@ def open_rows(name: str) -> Rows:
         return Rows(name, _from_hub(name))
     if not path.exists():
         raise GroError.plain(f"there is no file {name}", help="check the path that --data or --eval-data gives")
-    if path.is_file() and path.suffix not in READERS:
-        known = ", ".join(READERS)
-        raise GroError.plain(f"{name}: unknown kind of file `{path.suffix}`", help=f"use one of {known}")
+    kind = _ending(path)
+    if path.is_file() and kind not in READERS:
+        known = f"{', '.join(READERS)}, compressed or not ({', '.join(COMPRESSED)})"
+        raise GroError.plain(f"{name}: unknown kind of file `{kind or path.suffix}`", help=f"use one of {known}")
     if path.is_file() and path.stat().st_size == 0:
         raise GroError.plain(f"{name} is empty", help="give a file with rows")
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.suffix in WRITTEN and (fault := _not_text(file)):
+        if _ending(file) in WRITTEN and (fault := _not_text(file)):
             raise GroError.plain(fault, help="save the file as UTF-8")
     options: dict[str, Any] = {"data_files": glob.escape(name)} if path.is_file() else {}
-    if path.suffix == ".csv":  # which has no types: a completion `7` is a text there as well
+    if kind == ".csv":  # which has no types: a completion `7` is a text there as well
         options["converters"] = dict.fromkeys(TEXTS, str)
     try:
         if (path / SAVED).is_file():
             dataset = datasets.load_from_disk(name)
         else:
-            dataset = datasets.load_dataset(READERS.get(path.suffix, name), split="train", **options)
+            dataset = datasets.load_dataset(READERS.get(kind, name), split="train", **options)
     except Exception as error:  # the builders raise what their parsers raise
         cause = _cause(error)
         if NO_ROWS in cause:
@@ -184,16 +194,28 @@ def open_rows(name: str) -> Rows:
     return Rows(name, dataset)
 
 
+def _ending(path: Path) -> str:
+    """The ending that tells what is in a file: `.jsonl` of `rows.jsonl` and of `rows.jsonl.gz`."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    """A file, opened for its contents."""
+    return cast(IO[bytes], COMPRESSED.get(path.suffix, open)(path, "rb"))
+
+
 def _not_text(path: Path) -> str | None:
     """Where a file is not UTF-8, which its reader may find only once a row is used; None where it is."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return (
-                    f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at place {error.start + 1} of the line"
-                )
+    try:
+        with _bytes(path) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    place = f"byte 0x{line[error.start]:02x} at place {error.start + 1} of the line"
+                    return f"{path}:{number}: not UTF-8: {place}"
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise GroError.plain(f"{path} cannot be read: {error}", help="mend the file") from error
     return None
 
 
@@ -216,13 +238,13 @@ def _cause(error: BaseException) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of the lines that hold a row."""
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(_bytes(path), encoding="utf-8-sig") as file:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def broken_line(path: Path) -> str | None:
     """What is wrong in a JSONL file that its reader refused, and on which line; None where nothing is found."""
-    if path.suffix not in (".jsonl", ".ndjson"):
+    if _ending(path) not in LINES:
         return None
     types: dict[str, tuple[int, str]] = {}
     try:

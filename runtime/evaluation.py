@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.examples import Example, Examples, Ids, key
+from grolang.runtime.examples import Example, Ids, Together, key
 from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import completion_figures, kl, preference_figures
 from grolang.runtime.rollout import Sampler, offline_draw
@@ -45,9 +45,9 @@ class Measured:
 class HeldOut:
     """What to measure. `prompts` are completed and scored by `sampler`; `rows` of `kind` are evaluated as data."""
 
-    prompts: Examples | None = None
+    prompts: Together | None = None
     sampler: Sampler | None = None
-    rows: Examples | None = None
+    rows: Together | None = None
     scoring: Scoring | None = None
     batch: int = 32
     samples: int = 1
@@ -82,7 +82,7 @@ def untouched_generators() -> Iterator[None]:
             np.random.set_state(numpys)
 
 
-def _completed(prompts: Examples, sampler: Sampler, samples: int) -> tuple[Completion, ...]:
+def _completed(prompts: Together, sampler: Sampler, samples: int) -> tuple[Completion, ...]:
     """Each prompt's sampled completions and its greedy one, scored."""
     examples = prompts.take(range(len(prompts)))
     drawn = [(at, number) for at in range(len(examples)) for number in range(samples)]
@@ -150,7 +150,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _of_rows(engine: Engine, rows: Examples, scoring: Scoring, size: int) -> Figures:
+def _of_rows(engine: Engine, rows: Together, scoring: Scoring, size: int) -> Figures:
     """Means over held-out rows, batch by batch. The method's own loss is not among them.
 
     Its value is that of a surrogate, −Σ c·logp, whose gradient means something and whose height does not.

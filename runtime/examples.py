@@ -133,17 +133,18 @@ class Examples:
         return replace(self, kept=tuple(kept))
 
     def divide(self, count: int, seed: int) -> tuple[Examples, Examples]:
-        """The rows apart from `count` ones, and these: chosen by the seed, both in the order of the file.
+        """The rows apart from `count` ones, and these. A prompt that is held out is in none of the rest."""
+        held = self.chosen(count, seed)
+        return self.without([held]), held
 
-        A prompt that is held out is in none of the rest.
-        """
+    def chosen(self, count: int, seed: int) -> Examples:
+        """`count` of the rows, chosen by the seed, in the order of the file."""
         apart = {self.kept[position] for position in positions(seed, len(self), 0, count)}
-        held = self.part([number for number in self.kept if number in apart])
-        return self.without(held), held
+        return self.part([number for number in self.kept if number in apart])
 
-    def without(self, held: Examples) -> Examples:
+    def without(self, held: Sequence[Examples]) -> Examples:
         """The rows whose prompts are none of those; GroError where no row is left."""
-        prompts = {prompt_key(held.rows[number]["prompt"]) for number in held.kept}
+        prompts = {prompt_key(part.rows[number]["prompt"]) for part in held for number in part.kept}
         rest = [number for number in self.kept if prompt_key(self.rows[number]["prompt"]) not in prompts]
         if not rest:
             message = f"{self.rows.name}: every row has a prompt that is held out"
@@ -167,6 +168,28 @@ class Examples:
             completions = own or tuple(tail[row][:cut] for tail in tails)
             recorded = tuple(_recorded(record, column)[:cut] for column in COMPLETIONS.get(self.kind, ()) if self.old)
             found.append(Example(number, record, heads[row], completions, _labels(self.kind, record), recorded))
+        return found
+
+
+@dataclass(frozen=True)
+class Together:
+    """Rows of several files, laid end to end."""
+
+    parts: tuple[Examples, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def kind(self) -> str:
+        return self.parts[0].kind
+
+    def take(self, places: range) -> list[Example]:
+        """The examples at these places, which follow each other."""
+        found, begin = list[Example](), 0
+        for part in self.parts:
+            own = range(max(0, places.start - begin), min(len(part), places.stop - begin))
+            found, begin = [*found, *part.take(own)], begin + len(part)
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,7 @@ from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantizatio
 from grolang.runtime.data import COLUMNS, Part, Rows, check_columns, check_filled, check_rows, open_rows, read_parts
 from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
-from grolang.runtime.examples import Encoder, Examples, Limits, load_examples, with_demonstrations
+from grolang.runtime.examples import Encoder, Examples, Limits, Together, load_examples, with_demonstrations
 from grolang.runtime.feed import Feed, Mixture, Past
 from grolang.runtime.names import check_folder
 from grolang.runtime.packing import enable
@@ -86,17 +87,18 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     how = _sampling(settings, end_ids(model, encoder.end), longest, encoder)
     draws = generator(settings, model, path, accelerator, say)
     sampler = Sampler(accelerator, draws, how, encoder, scoring, settings.seed)
-    loaded, held = _hold_out(loaded, settings, replace(limits, completion=longest))
+    weights = [part.weight for part in parts if part.kind == kind]
+    loaded, held = _hold_out(loaded, weights, settings, replace(limits, completion=longest))
     held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
-    if held is not None:
-        own = replace(scoring, scorers=_scorers(method, settings, sources, [held.rows], drawn=drawn))
-        if held.kind != "prompts":
-            held_out = replace(held_out, rows=held, scoring=own)
-        if drawn or "answer" in held.rows.columns:
-            using = own if drawn else replace(own, scorers=_answers(sources, held.rows))
-            spaced = load_examples(held.rows, "prompts", encoder, replace(limits, completion=longest))
-            prompts = spaced.part([number for number in spaced.kept if number in set(held.kept)])
-            held_out = replace(held_out, prompts=prompts, sampler=replace(sampler, scoring=using))
+    if held:
+        files = [part.rows for part in held]
+        own = replace(scoring, scorers=_scorers(method, settings, sources, files, drawn=drawn))
+        if held[0].kind != "prompts":
+            held_out = replace(held_out, rows=Together(held), scoring=own)
+        if asked := tuple(part for part in held if drawn or "answer" in part.rows.columns):
+            using = own if drawn else replace(own, scorers=_answers(sources, [part.rows for part in asked]))
+            spaced = tuple(_prompts(part, replace(limits, completion=longest)) for part in asked)
+            held_out = replace(held_out, prompts=Together(spaced), sampler=replace(sampler, scoring=using))
 
     engine = _engine(method, settings, accelerator, model, encoder, say)
     if engine.sharded:
@@ -106,7 +108,6 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     group = settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
     engine.every = past is not None and past.old
-    weights = [part.weight for part in parts if part.kind == kind]
     mixture = Mixture(tuple(loaded), tuple(weight or len(rows) for weight, rows in zip(weights, loaded, strict=True)))
     feed = Feed(mixture, scoring, drawing, settings.batch, settings.seed, past)
     return Run(settings, method, model, engine, encoder, feed, held_out)
@@ -162,32 +163,42 @@ def _filled(scorers: Sequence[Scorer], files: Sequence[Rows]) -> tuple[Scorer, .
     return tuple(scorers)
 
 
-def _answers(sources: Sources, rows: Rows) -> tuple[Scorer, ...]:
+def _answers(sources: Sources, files: Sequence[Rows]) -> tuple[Scorer, ...]:
     """What marks completions of rows with an answer, where the method itself has no scores for them."""
-    return _filled(sources.scorers({"accuracy": "exact_match"}, {}, rows.columns, drawn=True), [rows])
+    return _filled(sources.scorers({"accuracy": "exact_match"}, {}, files[0].columns, drawn=True), files)
 
 
-def _hold_out(loaded: list[Examples], settings: RunSettings, limits: Limits) -> tuple[list[Examples], Examples | None]:
-    """Rows to train on and held-out rows: from their own file, the embedded ones, or a part of the user's first file.
+def _prompts(part: Examples, limits: Limits) -> Examples:
+    """The same rows as prompts to complete."""
+    spaced = load_examples(part.rows, "prompts", part.encoder, limits)
+    return spaced.part([number for number in spaced.kept if number in set(part.kept)])
 
-    A prompt that is held out is in none of the files that are trained on.
+
+def _hold_out(
+    loaded: list[Examples], weights: Sequence[float | None], settings: RunSettings, limits: Limits
+) -> tuple[list[Examples], tuple[Examples, ...]]:
+    """Rows to train on and held-out rows: from their own file, the embedded ones, or a part of the user's files.
+
+    Each file gives its share of APART_MOST rows, by the weights, and no more than one row in APART. A prompt that is
+    held out is in none of the files that are trained on.
     """
-    first, *others = loaded
+    first = loaded[0]
     if settings.eval_rows == 0:
-        return loaded, None
+        return loaded, ()
     if settings.data and settings.eval_data is None:
-        count = min(len(first) // APART, APART_MOST, settings.eval_rows)
-        if not count:
-            return loaded, None
-        rest, apart = first.divide(count, settings.seed)
-        return [rest, *(one.without(apart) for one in others)], apart
+        shares = [weight or float(len(part)) for weight, part in zip(weights, loaded, strict=True)]
+        bounds = [min(APART_MOST, settings.eval_rows) * upto / sum(shares) for upto in accumulate([0.0, *shares])]
+        most = [round(after) - round(before) for before, after in pairwise(bounds)]
+        counts = [min(len(part) // APART, share) for part, share in zip(loaded, most, strict=True)]
+        held = tuple(part.chosen(count, settings.seed) for part, count in zip(loaded, counts, strict=True) if count)
+        return [part.without(held) for part in loaded], held
     rows = open_rows(settings.eval_data or str(defaults.data_path("prompts", "test")))
     answers = "answer" in rows.columns and not set(COLUMNS[first.kind]) <= set(rows.columns)
     kind = "prompts" if answers else first.kind
     check_columns(rows, kind)
     check_rows(rows, kind)
-    held = load_examples(rows, kind, first.encoder, limits if kind == "prompts" else first.limits, old=first.old)
-    return loaded, held.part(held.kept[: settings.eval_rows])
+    apart = load_examples(rows, kind, first.encoder, limits if kind == "prompts" else first.limits, old=first.old)
+    return loaded, (apart.part(apart.kept[: settings.eval_rows]),)
 
 
 def _model(path: str, settings: RunSettings, accelerator: Accelerator) -> PreTrainedModel:

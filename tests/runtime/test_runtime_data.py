@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import socket
 import time
 from pathlib import Path
@@ -46,6 +49,29 @@ def test_the_same_rows_from_every_kind_of_file(ending: str, tmp_path: Path) -> N
     assert rows[1]["prompt"] == "0+1="
 
 
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.bz2", "ndjson.xz", "json.gz", "csv.gz"])
+def test_compressed_files_are_read_and_a_fault_has_its_line(ending: str, tmp_path: Path) -> None:
+    form, _, packing = ending.partition(".")
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[packing]
+    path, made = tmp_path / f"rows.{ending}", datasets.Dataset.from_list(rows_of("unpaired", 6))
+    plain = tmp_path / f"rows.{form}"
+    if form == "json":
+        plain.write_text(json.dumps(rows_of("unpaired", 6)))
+    else:
+        made.to_csv(plain, index=False) if form == "csv" else made.to_json(plain)
+    path.write_bytes(pack(plain.read_bytes()))
+    rows = open_rows(str(path))
+    check_rows(rows, "unpaired")
+    assert list(rows) == list(open_rows(str(plain)))
+    if form.endswith("l"):
+        path.write_bytes(pack(b'{"prompt": "a"}\n{"prompt": \n'))
+        assert f"{path}:2: this line is not JSON" in complaint(str(path), "prompts")
+    path.write_bytes(pack(in_french().decode().encode("latin-1")))
+    assert f"{path}:2: not UTF-8" in complaint(str(path), "demonstrations")
+    path.write_bytes(pack(plain.read_bytes())[:-20])
+    assert f"{path} cannot be read: " in complaint(str(path), "unpaired")
+
+
 def test_reading_a_file_asks_no_server(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[object]()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: asked.append(words))
@@ -57,7 +83,9 @@ def test_a_missing_file() -> None:
     assert "there is no file nowhere.jsonl" in complaint("nowhere.jsonl", "prompts")
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "./rows", "/nowhere/rows", "rows.parquet", "two words", "here/rows"])
+@pytest.mark.parametrize(
+    "name", ["a/b/c", "./rows", "/nowhere/rows", "rows.parquet", "rows.jsonl.gz", "two words", "here/rows"]
+)
 def test_what_can_only_be_a_path_is_looked_up_nowhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -313,13 +313,42 @@ def test_a_method_that_does_not_weigh_the_past_is_told(tiny: str, tmp_path: Path
     assert all(sample.logp_old == () for sample in made.feed.draw(1).samples)
 
 
+def prompts_of(path: str) -> set[str]:
+    return {json.loads(line)["prompt"] for line in Path(path).read_text().splitlines()}
+
+
+def test_held_out_rows_come_from_every_file_by_its_weight(tiny: str, tmp_path: Path, write: Write) -> None:
+    """Of 8 rows 6 and 2, and no more than one row in 20 of a file, however heavy it is; all of them are measured."""
+    files = []
+    for name, count in (("a", 160), ("b", 100), ("c", 20)):
+        rows = [{"prompt": f"{name}{row}", "chosen": "1", "rejected": "2"} for row in range(count)]
+        files.append(write(rows, f"{name}.jsonl"))
+    for given, wanted in (
+        ((f"{files[0]}:3", f"{files[1]}:1"), [6, 2]),
+        ((f"{files[0]}:1", f"{files[2]}:9"), [1, 1]),
+        ((files[0], files[1]), [5, 3]),
+    ):
+        made = prepared(tiny, tmp_path / "out", "dpo", given, eval_rows=8)
+        held = made.held_out.rows
+        assert held is not None and [len(part) for part in held.parts] == wanted
+        found = [example.record["prompt"] for example in held.take(range(len(held)))]
+        assert found == [example.record["prompt"] for part in held.parts for example in part.take(range(len(part)))]
+        assert [
+            e.record["prompt"]
+            for at in range(3)
+            for e in held.take(range(at * len(held) // 3, (at + 1) * len(held) // 3))
+        ] == found
+    figures = made.held_out.measure(made.engine).figures
+    assert figures["rewards/accuracies"] == 0.5  # the policy is its reference
+
+
 def test_held_out_prompts_are_in_no_file(tiny: str, tmp_path: Path, write: Write) -> None:
     one, two = write(rows_of("prompts", 40), "a.jsonl"), write(rows_of("prompts", 60), "b.jsonl")
     made = prepared(tiny, tmp_path / "out", "rloo", (one, two), eval_rows=256)
     held = made.held_out.prompts
-    assert held is not None and len(held) == 2
-    prompts = {held.rows[number]["prompt"] for number in held.kept}
-    assert [len(part) for part in made.feed.rows.parts] == [38, 58]
+    assert held is not None and [len(part) for part in held.parts] == [2, 3]
+    prompts = {example.record["prompt"] for example in held.take(range(len(held)))}
+    assert [len(part) for part in made.feed.rows.parts] == [40 - len(prompts & prompts_of(one)), 60 - len(prompts)]
     assert not prompts & {
         row["prompt"] for part in made.feed.rows.parts for row in map(part.rows.__getitem__, part.kept)
     }
