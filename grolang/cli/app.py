@@ -26,6 +26,7 @@ COMMANDS = {
     "diff": "diff:diff",
     "lift": "lift:lift",
     "audit": "audit:audit",
+    "lsp": "lsp:lsp",
     "runs": "runs:runs",
     "compare": "compare:compare",
     "report": "report:report",
