@@ -1,0 +1,100 @@
+"""The compiled loss on a GPU that is not there (tests/device_guard.py), and that guard itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import grolang
+from grolang.compiler.fused import launch
+from grolang.compiler.method import from_source
+from grolang.language.source import Source
+from tests import device_guard
+from tests.device_guard import DEVICE, OnCuda
+from tests.unit.test_kernel import batch_of
+
+S, T, D, V = 4, 3, 16, 101
+METHODS = ["sft", "grpo", "dpo", "kto", "orpo", "gmpo", "gro", "bco"]  # every schedule; free ones by every unit
+
+
+def drawn(dtype: torch.dtype, *, frozen: bool) -> list[Tensor]:
+    make = torch.Generator().manual_seed(2)
+    hidden, weight, bias = (torch.randn(*shape, generator=make) / 3 for shape in ((S, T, D), (V, D), (V,)))
+    return [hidden.to(dtype).requires_grad_(), *(one.to(dtype).requires_grad_(not frozen) for one in (weight, bias))]
+
+
+def formed(name: str, inputs: list[Tensor], batch: grolang.Batch, **options: Any) -> list[Tensor]:
+    """Loss and gradients of a module whose chunks hold two rows, and which keeps the softmax of one chunk."""
+    module = grolang.compile(grolang.load(name), budget=2 * V * 6, keep=2 * V * 2, kernels=False)
+    targets = torch.arange(S * T, device=inputs[0].device).view(S, T) % V
+    hidden, weight, bias = inputs
+    loss = module(hidden, weight, targets, batch, bias=bias, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, [one for one in inputs if one.requires_grad])]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_on_a_gpu_is_the_loss_on_the_cpu(name: str, dtype: torch.dtype, frozen: bool) -> None:
+    inputs, batch = drawn(dtype, frozen=frozen), batch_of(grolang.load(name))
+    options: dict[str, Any] = {"softcap": 5.0, "scale": 0.7, "temperature": 1.3}
+    expected = formed(name, inputs, batch, **options)
+    with device_guard.cuda():
+        there = [one.detach().to(DEVICE).requires_grad_(one.requires_grad) for one in inputs]
+        found = [one.cpu() for one in formed(name, there, batch.to(DEVICE), **options)]
+    for one, other in zip(expected, found, strict=True):
+        assert one.dtype == other.dtype
+        error = (other.double() - one.double()).norm() / one.double().norm().clamp(min=1e-30)
+        assert error < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_entropies_and_log_probs_alone() -> None:
+    text = "method m\ndata prompts\nadvantage = 1\nomega(z) = 1 + entropy\nmeasure = logp\nanchor = 0\n"
+    text += "aggregate = sum over tokens, sum over group, mean over groups\n"
+    method = from_source(Source("m.gro", text))
+    hidden, weight, _ = drawn(torch.bfloat16, frozen=True)
+    batch, targets = batch_of(method), torch.zeros(S, T, dtype=torch.long)
+    module = grolang.compile(method, budget=2 * V * 6)
+    for wanted in (False, True):
+        expected = module(hidden.detach().requires_grad_(wanted), weight, targets, batch)
+        with device_guard.cuda():
+            there = [one.detach().to(DEVICE) for one in (hidden, weight, targets)]
+            found = module(there[0].requires_grad_(wanted), *there[1:], batch.to(DEVICE)).detach().cpu()
+        assert torch.allclose(found, expected, rtol=1e-5)
+
+
+def test_a_tensor_on_the_wrong_device_is_an_error() -> None:
+    here = torch.arange(3.0)
+    with device_guard.cuda() as seen:
+        there = here.to(DEVICE)
+        assert there.is_cuda and there.device == DEVICE and isinstance(there * torch.tensor(2.0), OnCuda)
+        assert there[torch.tensor([2, 0])].tolist() == [2, 0]  # indices alone may lie on the CPU
+        for wrong in (
+            lambda: there + here,
+            lambda: torch.cat([there, here]),
+            lambda: there.gather(0, torch.zeros(1, dtype=torch.long)),
+            lambda: here.clone().mul_(there),
+            lambda: torch.where(here > 0, there, 0),
+            lambda: torch.mm(there[None], here[:, None]),
+        ):
+            with pytest.raises(RuntimeError, match="same device"):
+                wrong()
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert sum(seen.syncs.values()) == 3  # to the device, the indices there, their list back
+
+
+def test_autocast_is_that_of_the_device() -> None:
+    with device_guard.cuda(), torch.autocast("cuda", torch.bfloat16):
+        one = torch.ones(2, 2, device="cuda")
+        assert (one @ one).dtype == torch.bfloat16 and (one @ one).exp().dtype == torch.float32
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_kernels_are_for_gpus_that_have_bf16() -> None:
+    with device_guard.cuda((7, 5)):
+        one = torch.ones(2, 2, device="cuda")
+        assert not launch.usable(one, one)
