@@ -90,8 +90,11 @@ def add_lora(model: PreTrainedModel, path: str, settings: RunSettings) -> None:
             parameter.data = parameter.data.float() if parameter.dtype != torch.float64 else parameter.data
 
 
-def quantization(settings: RunSettings) -> Any:
-    """How the frozen weights are packed: None, or bitsandbytes' configuration (Dettmers et al., 2023)."""
+def quantization(settings: RunSettings, dtype: torch.dtype) -> Any:
+    """How the frozen weights are packed: None, or bitsandbytes' configuration (Dettmers et al., 2023).
+
+    `dtype` is that of the products that they are unpacked for.
+    """
     if settings.quantize is None:
         return None
     need("bitsandbytes", "--quantize", "quantize")
@@ -104,7 +107,7 @@ def quantization(settings: RunSettings) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32 if settings.precision == "fp32" else torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 

@@ -27,7 +27,7 @@ from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
-from grolang.runtime.output import describe, fingerprints, noted, open_output
+from grolang.runtime.output import describe, fingerprints, note, noted, open_output
 from grolang.runtime.progress import comparison, say
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reference import store
@@ -63,7 +63,6 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     set_seed(settings.seed)
     chosen(settings.track)
     run = prepare(method, settings, accelerator, partial(say, console))
-    run.engine.say = partial(say, console)
     output = open_output(method, settings, accelerator)
     descent = Descent.of(run.model, settings)
     process = accelerator.process_index
@@ -71,6 +70,7 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     if accelerator.is_main_process:
         for name in describe(output, method, settings, accelerator):
             say(console, f"note: {name} is not the file that the run began with; what follows is another run")
+        note(output, kernels="triton" if run.engine.kernels else "torch")
     if run.feed.sampler is None and run.engine.reference is not None and not run.engine.sharded:
         files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
         model, data = run.engine.reference.model, [*method.data, *files, str(run.feed.rows.weights)]

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from grolang.compiler.fused import Head, Pass, attach, logps, single_pass
+from grolang.compiler.forming import plain_kernel
+from grolang.compiler.fused import Head, Pass, attach, launch, logps, single_pass
 from grolang.language.diagnostics import GroError
 from grolang.runtime import packing
 
@@ -64,12 +65,19 @@ class Policy(nn.Module):
     budget: int | None = None  # bytes of logits that live at once; None: what suits the device
 
     def __init__(
-        self, model: PreTrainedModel, temperature: float = 1.0, *, compiled: bool = False, packed: bool = False
+        self,
+        model: PreTrainedModel,
+        temperature: float = 1.0,
+        *,
+        compiled: bool = False,
+        packed: bool = False,
+        kernels: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.packed = packed
+        self.kernels = kernels
         decoder = cast(Any, model).get_decoder()
         # in a tuple, so that its parameters are not named twice
         self.decoder = (torch.compile(decoder, dynamic=True) if compiled else decoder,)
@@ -119,7 +127,7 @@ class Policy(nn.Module):
         if form is None:
             with torch.no_grad():
                 hidden, targets = self.hidden(tokens)
-                return None, *logps(hidden, self.head(hidden), targets, entropy=entropy)
+                return None, *logps(hidden, self.head(hidden), targets, entropy=entropy, kernels=self.kernels)
         hidden, targets = self.hidden(tokens)
         head = self.head(hidden)
         found = form(hidden, head, targets, self.budget)
@@ -128,12 +136,13 @@ class Policy(nn.Module):
         return loss, found.rows.logp, found.rows.entropy
 
 
-def given(coefficients: Tensor | None) -> Form:
+def given(coefficients: Tensor | None, *, kernels: bool = False) -> Form:
     """The pass with coefficients [N] that are known; all 0 without."""
 
     def form(hidden: Tensor, head: Head, targets: Tensor, budget: int | None) -> Pass:
         c = hidden.new_zeros(targets.shape) if coefficients is None else coefficients
-        return single_pass(hidden, head, targets, lambda rows, *_: c[rows], budget=budget)
+        kernel = plain_kernel() if kernels and launch.usable(hidden, head.weight) else None
+        return single_pass(hidden, head, targets, lambda rows, *_: c[rows], budget=budget, kernel=kernel)
 
     return form
 

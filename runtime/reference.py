@@ -24,8 +24,8 @@ Pair = tuple[list[int], list[int]]
 SIZE = 16  # bytes of a key
 
 SHAPES = (
-    "batch", "micro_batch", "seed", "temperature", "precision", "attention", "packing", "compile", "quantize",
-    "max_prompt", "max_completion", "eval_rows",
+    "batch", "micro_batch", "seed", "temperature", "precision", "attention", "packing", "kernels", "compile",
+    "quantize", "max_prompt", "max_completion", "eval_rows",
 )  # fmt: skip
 """The settings on which a log-prob or its rounding depends."""
 

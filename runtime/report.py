@@ -268,7 +268,7 @@ def _repeat(record: Record) -> str:
     ]
     settings = [(name, json.dumps(value, ensure_ascii=False)) for name, value in record.settings.items()]
     where: list[tuple[str, str]] = [
-        (name, str(info[name])) for name in ("folder", "device", "processes", "threads") if name in info
+        (name, str(info[name])) for name in ("folder", "device", "kernels", "processes", "threads") if name in info
     ]
     versions = [(name, str(value)) for name, value in record.versions.items()]
     return section(

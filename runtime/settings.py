@@ -85,6 +85,9 @@ class ModelSettings(Panel):
         "auto",
         description="No padding, and prompts that sequences share run once: auto (where the model can), on, off.",
     )
+    kernels: Literal["auto", "on", "off"] = Field(
+        "auto", description="Triton kernels written from the method: auto (on CUDA, where Triton is), on, off."
+    )
     checkpointing: bool = Field(False, description="Recompute activations in the backward pass, for memory.")
     compile: bool = Field(False, description="Run the model's layers through torch.compile.")
     chat_template: str | None = Field(

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from grolang import Method
+from grolang.compiler.fused import launch
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
 from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
@@ -91,8 +92,8 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     loaded, held = _hold_out(loaded, weights, settings, replace(limits, completion=longest))
     held_out = HeldOut(batch=settings.batch, samples=settings.eval_samples)
     if held:
-        files = [part.rows for part in held]
-        own = replace(scoring, scorers=_scorers(method, settings, sources, files, drawn=drawn))
+        apart = [part.rows for part in held]
+        own = replace(scoring, scorers=_scorers(method, settings, sources, apart, drawn=drawn))
         if held[0].kind != "prompts":
             held_out = replace(held_out, rows=Together(held), scoring=own)
         if asked := tuple(part for part in held if drawn or "answer" in part.rows.columns):
@@ -100,14 +101,14 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
             spaced = tuple(_prompts(part, replace(limits, completion=longest)) for part in asked)
             held_out = replace(held_out, prompts=Together(spaced), sampler=replace(sampler, scoring=using))
 
-    engine = _engine(method, settings, accelerator, model, encoder, say)
+    every = past is not None and past.old
+    engine = _engine(method, settings, accelerator, model, encoder, say, every=every)
     if engine.sharded:
         sampler = replace(sampler, around=partial(whole, engine.policy))
         if held_out.sampler is not None:
             held_out = replace(held_out, sampler=replace(held_out.sampler, around=sampler.around))
     group = settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
-    engine.every = past is not None and past.old
     mixture = Mixture(tuple(loaded), tuple(weight or len(rows) for weight, rows in zip(weights, loaded, strict=True)))
     feed = Feed(mixture, scoring, drawing, settings.batch, settings.seed, past)
     return Run(settings, method, model, engine, encoder, feed, held_out)
@@ -213,7 +214,7 @@ def _model(path: str, settings: RunSettings, accelerator: Accelerator) -> PreTra
         device=accelerator.device,
         trust_remote_code=settings.trust_remote_code,
         attn_implementation=settings.attention,
-        quantization_config=quantization(settings),
+        quantization_config=quantization(settings, dtype),
     )
     check_head(model)
     return model
@@ -232,10 +233,14 @@ def _engine(
     model: PreTrainedModel,
     encoder: Encoder,
     say: Callable[[str], None],
+    *,
+    every: bool,
 ) -> Engine:
+    kernels = _kernels(settings, accelerator.device)
+
     def source(model: PreTrainedModel) -> Policy:
         packed = _packed(model, settings, say)
-        return Policy(model, settings.temperature, compiled=settings.compile, packed=packed)
+        return Policy(model, settings.temperature, compiled=settings.compile, packed=packed, kernels=kernels)
 
     policy = source(model)
     reference: Policy | WithoutAdapter | None = None
@@ -262,10 +267,21 @@ def _engine(
         pad=encoder.end,
         micro_batch=settings.micro_batch,
         sharded=sharded,
+        kernels=kernels,
+        every=every,
+        say=say,
         window=window(model),
         dtype=torch.float64 if double else torch.float32,
         autocast=_autocast(settings, accelerator.device),
     )
+
+
+def _kernels(settings: RunSettings, device: torch.device) -> bool:
+    """Whether Triton's kernels are taken."""
+    refusal = "they have no float64" if settings.precision == "fp64" else launch.refusal(device)
+    if settings.kernels == "on" and refusal is not None:
+        raise GroError.plain(f"--kernels on: {refusal}", help="leave it out: torch's operations are taken then")
+    return settings.kernels != "off" and refusal is None
 
 
 def _packed(model: PreTrainedModel, settings: RunSettings, say: Callable[[str], None]) -> bool:

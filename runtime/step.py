@@ -117,6 +117,7 @@ class Engine:
     micro_batch: int
     window: int | None = None
     sharded: bool = False
+    kernels: bool = False  # Triton's, where the passes can take them
     every: bool = False  # whether also what cannot matter is run: what is kept for later steps may matter there
     say: Callable[[str], None] = print
     dtype: torch.dtype = torch.float32
@@ -346,7 +347,8 @@ class Engine:
 
         def turns() -> bool:
             for part in parts:
-                self._turn(step, part, given(known[part][mask[part]] if part else None))
+                form = given(known[part][mask[part]] if part else None, kernels=self.kernels)
+                self._turn(step, part, form)
             return True
 
         self._alone(turns)
@@ -400,7 +402,7 @@ class Engine:
                     nonlocal finite
                     if len(at):
                         try:
-                            made = forming.form(at, hidden, head, targets, budget=budget)
+                            made = forming.form(at, hidden, head, targets, budget=budget, kernels=self.kernels)
                             finite = finite and bool(torch.isfinite(made.coefficients).all())
                             return made
                         except GroError:  # other processes do not know of it yet

@@ -25,6 +25,11 @@ VALUE = ("coefficient", "score_coefficient", "penalty")
 """What the loss and its gradient are made of."""
 
 
+def plain_kernel() -> RowKernel:
+    """The row kernel that knows no coefficient: its errors are those of c = 1."""
+    return RowKernel(PLAIN.text)
+
+
 class Forming:
     """A method on a whole batch whose current log-probs come part by part.
 
@@ -112,7 +117,7 @@ class Forming:
             output = None  # the batch brings entropies, and a kernel knows none but those of its rows
         found = None if output is None else kernel(program, output)
         if output is None or found is None:
-            return RowKernel(PLAIN.text), False
+            return plain_kernel(), False
         run(output)
         known = (run.spread_to_tokens(run.values[index], program.steps[index].scope)[at] for index in found.known)
         return RowKernel(found.text, list(known)), output == "coefficient"

@@ -160,7 +160,7 @@ def test_packed_weights_train_an_adapter(bits: str, tmp_path: Path, write: Write
     tiny_model(hidden_size=64, intermediate_size=64).save_pretrained(folder)
     tokenizer().save_pretrained(str(folder))
     data = write(rows_of("demonstrations"))
-    made = prepared(method="sft", model=str(folder), data=data, **LORA, quantize=bits, precision="fp32")
+    made = prepared(method="sft", model=str(folder), data=data, **LORA, quantize=bits)  # its products are fp32 here
     engine = made.engine
     step = engine.prepare(
         offline_draw(made.feed.rows.parts[0].take(range(4)), "demonstrations", made.feed.scoring).samples
@@ -177,6 +177,16 @@ def test_packed_weights_train_an_adapter(bits: str, tmp_path: Path, write: Write
             parameter -= 1e-2 / square * gradient
     after = made.method.evaluate(engine.current(step)).loss
     assert float(before - after) == pytest.approx(1e-2, rel=0.2 if bits == "4bit" else 0.5)
+    given = {
+        "method": "dpo",
+        "model": str(folder),
+        "data": write(rows_of("preference"), "pairs.jsonl"),
+        "quantize": bits,
+    }
+    whole = run(tmp_path / "whole", **given, **LORA, steps=3, schedule="constant")
+    run(tmp_path / "cut", **given, **LORA, steps=2, schedule="constant")
+    again = run(tmp_path / "cut", resume=True, steps=3)
+    assert [line["loss"] for line in again] == [line["loss"] for line in whole] and whole[-1]["rewards/margins"] != 0
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,16 @@ PROGRAMS = 1024
 """Programs that fill a GPU: with fewer rows the vocabulary is split. A constant, so that a sum has one order."""
 
 
+def refusal(device: torch.device) -> str | None:
+    """Why no kernel can run on a device, in words; None where they can."""
+    if not has_bf16_products(device):
+        return "they need an NVIDIA GPU of compute capability 8.0 or later"
+    return None if importlib.util.find_spec("triton") is not None else "Triton is not installed"
+
+
 def usable(hidden: Tensor, weight: Tensor) -> bool:
     """Whether kernels can take part: sums in fp32, on CUDA from compute capability 8.0, with Triton."""
-    fp32 = precision(hidden, weight).sums == torch.float32
-    return fp32 and has_bf16_products(hidden.device) and importlib.util.find_spec("triton") is not None
+    return precision(hidden, weight).sums == torch.float32 and refusal(hidden.device) is None
 
 
 class RowKernel:
