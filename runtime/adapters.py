@@ -70,7 +70,7 @@ def add_lora(model: PreTrainedModel, path: str, settings: RunSettings) -> None:
         target_modules=list(settings.lora_targets) or "all-linear",
         base_model_name_or_path=path,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):  # the adapter is drawn on the CPU
         torch.manual_seed(key(settings.seed, "lora"))
         try:
             cast(Any, model).add_adapter(config)

@@ -24,12 +24,17 @@ from grolang.runtime.sharding import wanted
 
 
 def generator(
-    settings: RunSettings, model: PreTrainedModel, path: str, accelerator: Accelerator, say: Callable[[str], None]
+    settings: RunSettings,
+    model: PreTrainedModel,
+    path: str,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    autocast: torch.dtype | None = None,
 ) -> Generator:
     """The engine that the settings name; `path` is where the model's files are."""
     engine = settings.engine
     if engine == "transformers":
-        return Generate(model, say=say)
+        return Generate(model, say=say, autocast=autocast)
     for name, given in (("--quantize", settings.quantize), ("--shard", wanted(settings.shard, accelerator))):
         if given:
             message = f"{name}: the weights that --engine {engine} would draw with are not whole here"

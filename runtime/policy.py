@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from grolang.compiler.forming import plain_kernel
 from grolang.compiler.fused import Head, Pass, attach, launch, logps, single_pass
+from grolang.compiler.fused.products import adds_in_fp32
 from grolang.language.diagnostics import GroError
 from grolang.runtime import packing
 
@@ -106,9 +107,11 @@ class Policy(nn.Module):
         predicts = tokens.target[:, 1:]
         layout = self._layout(tokens) if self.packed else None
         if layout is not None:
-            return packing.take(packing.states(decoder, layout), layout.place[predicts]), tokens.ids[tokens.target]
-        states: Tensor = decoder(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)[0]
-        return states[:, :-1][predicts], tokens.ids[tokens.target]
+            found = packing.take(packing.states(decoder, layout), layout.place[predicts])
+        else:
+            states: Tensor = decoder(input_ids=tokens.ids, attention_mask=tokens.attention, use_cache=False)[0]
+            found = states[:, :-1][predicts]
+        return found.to(_operand(found)), tokens.ids[tokens.target]
 
     @staticmethod
     def _layout(tokens: Tokens) -> packing.Layout | None:
@@ -134,6 +137,17 @@ class Policy(nn.Module):
         value = -(found.coefficients * found.rows.logp).sum()
         loss = attach(value, (hidden, head.weight, head.bias), found.gradients)
         return loss, found.rows.logp, found.rows.entropy
+
+
+def _operand(hidden: Tensor) -> torch.dtype:
+    """What the head's products read: under autocast bf16, as any linear map's, where their sums are fp32 all the same.
+
+    The states themselves are fp32 then, since the sum that runs through the layers is; products of fp32 would take a
+    GPU ten times as long.
+    """
+    kind = hidden.device.type
+    bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    return torch.bfloat16 if bf16 and adds_in_fp32(hidden.device) else hidden.dtype
 
 
 def given(coefficients: Tensor | None, *, kernels: bool = False) -> Form:

@@ -178,11 +178,15 @@ class Generator(Protocol):
 
 @dataclass
 class Generate:
-    """transformers' `generate` on the policy itself, `batch` prompts at a time: half as many where memory runs out."""
+    """transformers' `generate` on the policy itself, `batch` prompts at a time: half as many where memory runs out.
+
+    `autocast` is the dtype of the products inside the model, as where it is trained.
+    """
 
     model: PreTrainedModel
     batch: int = 256
     say: Callable[[str], None] = print
+    autocast: torch.dtype | None = None
 
     def __call__(
         self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
@@ -207,7 +211,8 @@ class Generate:
     ) -> list[Drawn] | None:
         """The completions; None where memory ran out, and fewer prompts are to be tried."""
         try:
-            with plainly(self.model):
+            half = torch.autocast(self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+            with plainly(self.model), half:
                 return _draw_batch(self.model, prompts, keys, how, keep_logp)
         except Exception as error:  # what is out of memory has no class of its own; the rest is raised again
             if not should_reduce_batch_size(error):

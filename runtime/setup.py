@@ -86,7 +86,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
         loaded = with_demonstrations(loaded, shown)
 
     how = _sampling(settings, end_ids(model, encoder.end), longest, encoder)
-    draws = generator(settings, model, path, accelerator, say)
+    draws = generator(settings, model, path, accelerator, say, _autocast(settings, accelerator.device))
     sampler = Sampler(accelerator, draws, how, encoder, scoring, settings.seed)
     weights = [part.weight for part in parts if part.kind == kind]
     loaded, held = _hold_out(loaded, weights, settings, replace(limits, completion=longest))

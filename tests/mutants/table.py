@@ -681,8 +681,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "hidden_not_shifted",
             "a token is predicted from its own hidden state",
-            "return states[:, :-1][predicts], tokens.ids[tokens.target]",
-            "return states[:, 1:][predicts], tokens.ids[tokens.target]",
+            "found = states[:, :-1][predicts]",
+            "found = states[:, 1:][predicts]",
             EXACT,
         ),
         (

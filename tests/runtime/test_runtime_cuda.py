@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from conftest import Write, rows_of
 from rich.console import Console
+from torch import Tensor
 
+from grolang.compiler.fused import sweep
+from grolang.compiler.fused.products import Precision
 from grolang.runtime import start
+from grolang.runtime.sampling import _Chance
 from tests import device_guard
 
 GIVEN: dict[str, Any] = {"batch": 2, "micro_batch": 4, "lr": 1e-3, "max_completion": 5, "eval_rows": 2, "steps": 2}
@@ -69,3 +74,27 @@ def test_a_run_on_a_gpu_is_the_run_on_the_cpu(method: str, tiny: str, tmp_path: 
 
 def test_bf16_is_what_a_gpu_takes_by_itself(tiny: str, tmp_path: Path, write: Write) -> None:
     compared(tmp_path, 5e-3, method="dpo", model=tiny, data=write(rows_of("preference")))
+
+
+def test_in_bf16_the_head_and_what_draws_read_bf16(
+    tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, draws, formed, chosen = [], [], sweep.precision, _Chance.__call__
+
+    def head(hidden: Tensor, weight: Tensor) -> Any:
+        heads.append(formed(hidden, weight))
+        return heads[-1]
+
+    def draw(self: _Chance, *args: Tensor) -> Tensor:
+        draws.append(torch.is_autocast_enabled("cuda"))
+        return chosen(self, *args)
+
+    monkeypatch.setattr(sweep, "precision", head)
+    monkeypatch.setattr(_Chance, "__call__", draw)
+    score = {"correct": write(REWARD, "rewards.py") + ":score"}
+    with device_guard.cuda():
+        run(tmp_path / "out", method="grpo", model=tiny, data=write(rows_of("prompts")), score=score, group=2)
+    assert draws and all(draws)
+    fp32, bf16 = (Precision(torch.float32, one) for one in (torch.float32, torch.bfloat16))
+    checks = heads.index(bf16)  # that the head is known is tried in the weights' own dtype
+    assert set(heads[:checks]) == {fp32} and set(heads[checks:]) == {bf16}
