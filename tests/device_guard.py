@@ -185,6 +185,13 @@ def _listed(index: Any) -> Any:
 _CUDA_ONLY: dict[Any, Callable[..., Any]] = {aten.addmm.dtype_out: _addmm}
 
 
+def _interpreted(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """A kernel under Triton's interpreter, on the numbers where they are."""
+    assert all(isinstance(one, OnCuda) for one in _tensors(args)), "a kernel was given a tensor of the CPU"
+    if all(grid):
+        kernel[grid](*_mapped(_inner, args), **options)
+
+
 class _Front(TorchFunctionMode):
     """Gives "cuda" its number, and does autocast: torch's own looks at dispatch keys, which are those of "meta"."""
 
@@ -214,9 +221,10 @@ class _Front(TorchFunctionMode):
 
 @contextmanager
 def cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[_Guard]:
-    """While this holds, torch sees one GPU of this compute capability."""
-    from grolang.compiler.fused import products
+    """While this holds, torch sees one GPU of this compute capability, with Triton where its interpreter is on."""
+    from grolang.compiler.fused import launch, products
 
+    assert not torch.cuda.is_available(), "there is a GPU: run on it"
     seen: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -234,7 +242,10 @@ def cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[_Guard]:
     lift = torch._C._only_lift_cpu_tensors()
     products.has_bf16_products.cache_clear()
     try:
-        with patch.multiple(torch.cuda, **seen), patch.object(torch.version, "cuda", "12.8"):
+        triton = patch.multiple(
+            launch, _start=_interpreted, OPERANDS=(torch.float16,)
+        )  # its dot takes bf16 for integers
+        with patch.multiple(torch.cuda, **seen), patch.object(torch.version, "cuda", "12.8"), triton:
             torch._C._set_only_lift_cpu_tensors(True)
             with _Guard() as guard, _Front(guard):
                 yield guard

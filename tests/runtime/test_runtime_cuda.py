@@ -22,7 +22,17 @@ from grolang.runtime import start
 from grolang.runtime.sampling import _Chance
 from tests import device_guard
 
-GIVEN: dict[str, Any] = {"batch": 2, "micro_batch": 4, "lr": 1e-3, "max_completion": 5, "eval_rows": 2, "steps": 2}
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+GIVEN: dict[str, Any] = {
+    "batch": 2,
+    "micro_batch": 4,
+    "lr": 1e-3,
+    "max_completion": 5,
+    "eval_rows": 2,
+    "steps": 2,
+    "kernels": "off",
+}
 REWARD = "def score(completions, **_):\n    return [float(sum(map(ord, one)) % 7) for one in completions]\n"
 
 

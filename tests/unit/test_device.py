@@ -16,6 +16,8 @@ from tests import device_guard
 from tests.device_guard import DEVICE, OnCuda
 from tests.unit.test_kernel import batch_of
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
 S, T, D, V = 4, 3, 16, 101
 METHODS = ["sft", "grpo", "dpo", "kto", "orpo", "gmpo", "gro", "bco"]  # every schedule; free ones by every unit
 
@@ -26,12 +28,12 @@ def drawn(dtype: torch.dtype, *, frozen: bool) -> list[Tensor]:
     return [hidden.to(dtype).requires_grad_(), *(one.to(dtype).requires_grad_(not frozen) for one in (weight, bias))]
 
 
-def formed(name: str, inputs: list[Tensor], batch: grolang.Batch, **options: Any) -> list[Tensor]:
+def formed(name: str, inputs: list[Tensor], batch: grolang.Batch, kernels: bool = False, **more: Any) -> list[Tensor]:
     """Loss and gradients of a module whose chunks hold two rows, and which keeps the softmax of one chunk."""
-    module = grolang.compile(grolang.load(name), budget=2 * V * 6, keep=2 * V * 2, kernels=False)
+    module = grolang.compile(grolang.load(name), budget=2 * V * 6, keep=2 * V * 2, kernels=kernels)
     targets = torch.arange(S * T, device=inputs[0].device).view(S, T) % V
     hidden, weight, bias = inputs
-    loss = module(hidden, weight, targets, batch, bias=bias, **options)
+    loss = module(hidden, weight, targets, batch, bias=bias, **more)
     return [loss.detach(), *torch.autograd.grad(loss, [one for one in inputs if one.requires_grad])]
 
 
@@ -49,6 +51,19 @@ def test_the_loss_on_a_gpu_is_the_loss_on_the_cpu(name: str, dtype: torch.dtype,
         assert one.dtype == other.dtype
         error = (other.double() - one.double()).norm() / one.double().norm().clamp(min=1e-30)
         assert error < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dpo", "gro"])
+def test_kernels_read_and_write_on_the_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(launch, "BLOCK", 64)
+    inputs, batch = drawn(torch.float32, frozen=False), batch_of(grolang.load(name))
+    expected = formed(name, inputs, batch)
+    with device_guard.cuda():
+        there = [one.detach().to(DEVICE).requires_grad_() for one in inputs]
+        found = [one.cpu() for one in formed(name, there, batch.to(DEVICE), kernels=True)]
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_entropies_and_log_probs_alone() -> None:
