@@ -1,13 +1,15 @@
 """What draws completions, by `--engine`: transformers on the policy itself, vLLM beside it, or a server of vLLM.
 
 vLLM keeps weights of its own, so the policy's are handed to it whenever they have moved since it drew last. Its
-log-probs are those of the distribution that it drew from, and become `logp_sampler`.
+log-probs are those of the distribution that it drew from, and become `logp_sampler`; they also show whether what it
+draws from is the policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,12 +17,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from grolang.compiler.fused.head import logits
 from grolang.language.diagnostics import GroError
+from grolang.runtime import policy as source
 from grolang.runtime.adapters import need
-from grolang.runtime.policy import window
-from grolang.runtime.sampling import Generate, Generator, Sampling
+from grolang.runtime.examples import Ids
+from grolang.runtime.sampling import Drawn, Generate, Generator, Sampling
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.sharding import wanted
+
+NEAR = 0.3  # nats between two log-probs of a token, in the mean; what kernels and dtypes do is a few hundredths
+ROWS, TOKENS = 8, 32  # that are looked at, of what was drawn
 
 
 def generator(
@@ -49,7 +56,11 @@ def generator(
     need("vllm", "--engine vllm", "vllm")
     from grolang.runtime.vllm_engine import Beside
 
-    return Beside(Policy(model), path, settings.engine_memory, window(model), settings.trust_remote_code)
+    room = source.window(model)
+    if settings.max_prompt and settings.max_completion:  # no more is ever asked for
+        most = settings.max_prompt + settings.max_completion
+        room = min(room or most, most)
+    return Beside(Policy(model), path, settings, room, autocast or torch.float32)
 
 
 @dataclass
@@ -67,17 +78,50 @@ class Policy:
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of each weight as the model's files name them, a LoRA adapter added into what it adapts."""
+        """Name and value of each weight as the model's files name them, a LoRA adapter added into what it adapts.
+
+        The sum is fp32, as the adapter is: in bf16 a small one would be lost in a large weight.
+        """
         adapted = set()
         for name, layer in self.model.named_modules():
             if hasattr(layer, "get_delta_weight"):
                 weight = layer.base_layer.weight
                 delta = sum(layer.get_delta_weight(one) for one in layer.active_adapters)
                 adapted.add(f"{name}.base_layer.weight")
-                yield f"{name}.weight", weight + delta.to(weight.dtype)
+                yield f"{name}.weight", weight + delta
         for name, parameter in self.model.named_parameters():
             if name not in adapted and ".lora_" not in name:
                 yield name.replace(".base_layer.", "."), parameter.detach()
+
+    def check(self, prompts: Sequence[Ids], drawn: Sequence[Drawn], how: Sampling, name: str, *, greedy: bool) -> None:
+        """Raise GroError where the log-probs of what was drawn are not the policy's: the engine has other weights."""
+        apart = self.apart(prompts[:ROWS], drawn[:ROWS], replace(how, temperature=1.0) if greedy else how)
+        if apart > NEAR:
+            message = f"{name} does not draw from the policy: log-probs of its tokens are {apart:.2g} nats off"
+            raise GroError.plain(message, help="let it serve the model of the run, or leave --engine out")
+
+    @torch.no_grad()
+    def apart(self, prompts: Sequence[Ids], drawn: Sequence[Drawn], how: Sampling) -> float:
+        """Mean over tokens of |logp − the engine's|, nats.
+
+        A token at the edge of top-p, which rounding puts into one of the two distributions alone, is not counted.
+        """
+        pairs = [(prompt, one.ids[:TOKENS]) for prompt, one in zip(prompts, drawn, strict=True)]
+        policy = source.Policy(self.model, how.temperature)
+        hidden, ids = policy.hidden(source.Tokens.of(pairs, 0, self.model.device))
+        head = policy.head(hidden)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        found = logits(head, hidden, hidden.new_empty((len(ids), head.vocabulary), dtype=dtype))
+        ours = how.truncation(ids, found).log_softmax(-1).gather(1, ids[:, None])[:, 0]  # type: ignore[arg-type]  # see `_Chance`
+        theirs = torch.tensor([logp for one in drawn for logp in one.logp[:TOKENS]]).to(ours)
+        both = ours.isfinite()
+        return float((ours - theirs)[both].abs().mean()) if both.any() else math.inf
+
+
+def requests(how: Sampling, keys: Sequence[int] | None, count: int) -> list[dict[str, Any]]:
+    """The request for each of so many completions."""
+    chosen: Sequence[int | None] = [None] * count if keys is None else keys
+    return [request(how, key) for key in chosen]
 
 
 def request(how: Sampling, key: int | None) -> dict[str, Any]:
@@ -94,6 +138,7 @@ def request(how: Sampling, key: int | None) -> dict[str, Any]:
         "repetition_penalty": 1.0,
         "max_tokens": how.limit,
         "stop_token_ids": sorted(how.ends),
+        "ignore_eos": True,  # the tokens above end a completion, and no others
         "logprobs": 1,
         "skip_special_tokens": False,  # a stop may be the text of one
     }

@@ -61,9 +61,9 @@ class Stop:
 class Sampling:
     """How completions are drawn.
 
-    From softmax(logits / temperature), of which `top_k` leaves the k likeliest tokens, then `top_p` the fewest that
-    have this probability together, then `min_p` those with this share of the likeliest one's; the rest is scaled up
-    to 1. A completion ends with one of the tokens `ends`, at a `stop`, or after `limit` tokens.
+    From softmax(logits / temperature), of which `min_p` leaves the tokens with this share of the likeliest one's,
+    `top_k` the k likeliest, and then `top_p` the fewest that have this probability together; the rest is scaled up
+    to 1. That is vLLM's order. A completion ends with one of the tokens `ends`, at a `stop`, or after `limit` tokens.
     """
 
     ends: frozenset[int]
@@ -78,12 +78,12 @@ class Sampling:
     def truncation(self) -> LogitsProcessorList:
         """What sets the logits of the tokens that are left out to −∞."""
         found = LogitsProcessorList()
+        if self.min_p:
+            found.append(MinPLogitsWarper(self.min_p))
         if self.top_k:
             found.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             found.append(TopPLogitsWarper(self.top_p))
-        if self.min_p:
-            found.append(MinPLogitsWarper(self.min_p))
         return found
 
 

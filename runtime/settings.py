@@ -132,11 +132,10 @@ class SamplingSettings(Panel):
     engine: str = Field(
         "transformers",
         pattern=r"^(transformers|vllm|https?://.+)$",
-        description="What draws: transformers; experimental: vllm in this process, or the address of a server of vLLM.",
+        description="What draws: transformers, vllm in this process, or the address of a server of vLLM; "
+        "vLLM is experimental on GPUs.",
     )
-    engine_memory: float = Field(
-        0.3, gt=0, lt=1, description="Share of the GPU's memory for --engine vllm (experimental)."
-    )
+    engine_memory: float = Field(0.3, gt=0, lt=1, description="Share of the GPU's memory for --engine vllm.")
 
 
 class OptimizerSettings(Panel):

@@ -1,4 +1,4 @@
-"""A server of vLLM (`vllm serve`) that draws over HTTP. Experimental: no real one was at hand.
+"""A server of vLLM (`vllm serve`) that draws over HTTP. It has run on a CPU; on a GPU it is experimental.
 
 Prompts go to `/v1/completions` as token ids, and come back as token ids with a log-prob each. Weights that have moved
 are written to a folder which the server reads as well, and `/collective_rpc` makes it load them. That one and
@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.engines import Policy, request
+from grolang.runtime.engines import Policy, requests
 from grolang.runtime.examples import Ids
 from grolang.runtime.reference import folder
 from grolang.runtime.sampling import Drawn, Sampling
@@ -33,6 +34,8 @@ from grolang.runtime.sampling import Drawn, Sampling
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm"
 TIMEOUT = 1800.0  # seconds for one answer; a completion may wait for many others
 TOGETHER = 64  # requests that wait at the same time
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Server:
@@ -45,12 +48,14 @@ class Server:
     def __call__(
         self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
     ) -> list[Drawn]:
-        self._hand_over()
-        if keep_logp and not self.checked and prompts:
+        moved = self._hand_over()
+        if not self.checked and prompts:
             self._check_log_probs(prompts[0])
-        chosen = [None] * len(prompts) if keys is None else keys
-        with ThreadPoolExecutor(TOGETHER) as threads:
-            return list(threads.map(lambda prompt, key: self._complete(prompt, request(how, key)), prompts, chosen))
+        told = requests(how, keys, len(prompts))
+        drawn = together(lambda one: self._complete(*one), list(zip(prompts, told, strict=True)))
+        if moved and drawn:
+            self.policy.check(prompts, drawn, how, self.url, greedy=keys is None)
+        return drawn
 
     @cached_property
     def name(self) -> str:
@@ -69,10 +74,10 @@ class Server:
         self._kept = tempfile.TemporaryDirectory(dir=folder() / "served")
         return Path(self._kept.name)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
         """The policy's weights, if they have moved; in all processes together."""
         if not self.policy.moved():
-            return
+            return False
         failed: list[GroError | None] = [None]
         if self.accelerator.is_main_process:
             try:
@@ -82,6 +87,7 @@ class Server:
         (failure,) = broadcast_object_list(failed)
         if failure is not None:
             raise failure
+        return True
 
     def _load(self) -> None:
         fresh = self.weights / ".model.safetensors.new"
@@ -92,8 +98,14 @@ class Server:
             self.policy.model.config.save_pretrained(self.weights)
         except (OSError, SafetensorError) as error:
             raise GroError.plain(f"cannot write the weights for {self.url} to {self.weights}: {error}") from error
-        self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}})
-        self._ask("/reset_prefix_cache", {})
+        self._ask(
+            "/collective_rpc",
+            {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}},
+            help=f"start it again, with the model of the run and where it can read {self.weights}: {START}",
+        )
+        if self._ask("/reset_prefix_cache", {}).get("success") is False:
+            message = f"{self.url} kept what the old weights made of prompts: it is drawing for others too"
+            raise GroError.plain(message, help="give the run a server of its own")
 
     def _check_log_probs(self, prompt: Ids) -> None:
         """The likeliest token alone has probability 1 where log-probs are those of what was drawn from."""
@@ -116,7 +128,7 @@ class Server:
             message = f"{self.url} gave no completion of token ids with their log-probs: {json.dumps(answer)[:300]}"
             raise GroError.plain(message, help=f"it must be a server of vLLM: {START}") from None
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None, help: str = f"start it with {START}") -> Any:
         headers = {"Content-Type": "application/json"}
         if secret := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {secret}"
@@ -128,7 +140,42 @@ class Server:
             return json.loads(text) if text.strip() else {}
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:300]
-            raise GroError.plain(f"{self.url}{path}: {error.code} {said}", help=f"start it with {START}") from None
+            raise GroError.plain(f"{self.url}{path}: {error.code} {said}", help=help) from None
         except (OSError, ValueError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             raise GroError.plain(f"no answer from {self.url}{path}: {cause}", help=f"start it with {START}") from None
+
+
+def together(work: Callable[[T], R], given: Sequence[T]) -> list[R]:
+    """`work` of each, in their order, `TOGETHER` at the same time; what one raises is raised, and no more are begun.
+
+    An interrupt waits for none of them, and neither does the end of the process: a server may be silent for long.
+    """
+    waiting, found = SimpleQueue[tuple[int, T]](), SimpleQueue[tuple[int, R | None, Exception | None]]()
+    over = threading.Event()
+
+    def take() -> None:
+        while not over.is_set():
+            try:
+                at, one = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                found.put((at, work(one), None))
+            except Exception as error:  # raised again below
+                found.put((at, None, error))
+
+    for at, one in enumerate(given):
+        waiting.put((at, one))
+    for _ in range(min(TOGETHER, len(given))):
+        threading.Thread(target=take, daemon=True).start()
+    results: dict[int, Any] = {}
+    try:
+        while len(results) < len(given):
+            at, result, error = found.get()
+            if error is not None:
+                raise error
+            results[at] = result
+    finally:
+        over.set()
+    return [results[at] for at in range(len(given))]

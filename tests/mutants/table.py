@@ -781,7 +781,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "adapter_left_out",
             "the adapter is left out of the weights that are handed over",
-            'yield f"{name}.weight", weight + delta.to(weight.dtype)',
+            'yield f"{name}.weight", weight + delta',
             'yield f"{name}.weight", weight',
             ENGINES,
         ),

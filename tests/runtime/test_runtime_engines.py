@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,7 @@ from grolang.runtime.engines import Policy, generator, request
 from grolang.runtime.launch import resolve
 from grolang.runtime.policy import load_model, load_tokenizer
 from grolang.runtime.sampling import Generate, Sampling, Stop
+from grolang.runtime.vllm_server import together
 
 PATH = str(defaults.model_path())
 PROMPTS = str(defaults.data_path("prompts", "train"))
@@ -44,6 +50,9 @@ class Service(ThreadingHTTPServer):
         self.model, self.tokenizer, self.lock = embedded(), load_tokenizer(PATH), threading.Lock()
         self.seen: list[tuple[str, Any]] = []
         self.broken: dict[str, Any] = {}
+        self.other: PreTrainedModel | None = None  # that it goes on with, whatever weights it is handed
+        self.emptied = True
+        self.answers = 10_000  # questions until it is gone
 
     @property
     def url(self) -> str:
@@ -75,14 +84,18 @@ class Answer(BaseHTTPRequestHandler):
         told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.seen.append((self.path, told))
-            if self.path == "/collective_rpc":
+            self.server.answers -= 1
+            if self.server.answers < 0:
+                self.close_connection = True
+            elif self.path == "/collective_rpc":
                 assert told["method"] == "reload_weights"
-                self.server.model = AutoModelForCausalLM.from_pretrained(told["kwargs"]["weights_path"]).eval()
+                new = AutoModelForCausalLM.from_pretrained(told["kwargs"]["weights_path"]).eval()
+                self.server.model = self.server.other or new
                 self.reply({"results": [None]})
             elif self.path == "/v1/completions":
                 self.reply({"choices": [self.server.complete(told)]})
             else:
-                self.reply(None)
+                self.reply({"success": self.server.emptied})
 
     def reply(self, value: Any) -> None:
         text = b"" if value is None else json.dumps(value).encode()
@@ -95,8 +108,8 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
+@contextmanager
+def serving() -> Iterator[Service]:
     one = Service()
     thread = threading.Thread(target=one.serve_forever, daemon=True)
     thread.start()
@@ -104,6 +117,12 @@ def service() -> Iterator[Service]:
     one.shutdown()
     one.server_close()
     thread.join()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with serving() as one:
+        yield one
 
 
 def go(output: Path, **flags: Any) -> list[dict[str, Any]]:
@@ -161,7 +180,7 @@ def test_what_is_neutral_is_said_too() -> None:
     """Else a server takes it from the generation settings of the model."""
     how = Sampling(frozenset([7, 3]), 9)
     told = {"max_tokens": 9, "stop_token_ids": [3, 7], "logprobs": 1, "skip_special_tokens": False}
-    told |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    told |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
     assert request(how, 5) == told | {"temperature": 1.0, "seed": 5}
     assert request(how, None) == told | {"temperature": 0.0}
     how = Sampling(frozenset([3]), 9, 0.5, 0.9, 20, 0.1, Stop(("\n",), load_tokenizer(PATH)))
@@ -184,6 +203,76 @@ def test_answers_that_cannot_be_trained_on_are_refused(
     service.broken = broken
     with pytest.raises(GroError, match=said):
         go(tmp_path / "out", engine=service.url)
+
+
+def test_a_server_that_draws_from_other_weights_is_refused(service: Service, tmp_path: Path) -> None:
+    service.other = embedded()
+    with torch.no_grad():
+        for parameter in service.other.parameters():
+            parameter.mul_(3)
+    with pytest.raises(GroError, match=r"does not draw from the policy: log-probs of its tokens are [\d.]+ nats off"):
+        go(tmp_path / "out", engine=service.url)
+
+
+def test_a_server_that_keeps_its_cache_is_refused(service: Service, tmp_path: Path) -> None:
+    """Else it would continue prompts from what the old weights made of them."""
+    service.emptied = False
+    with pytest.raises(GroError, match="kept what the old weights made of prompts"):
+        go(tmp_path / "out", engine=service.url)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.3, "top_p": 0.9, "top_k": 9, "min_p": 0.01}])
+def test_what_is_apart_is_measured_as_it_was_drawn(how: dict[str, Any]) -> None:
+    model = embedded()
+    tokenizer = load_tokenizer(PATH)
+    prompts = [tokenizer(text)["input_ids"] for text in ("1+1=", "Tom has 3 apples.")]
+    told = Sampling(frozenset([tokenizer.eos_token_id]), 12, **how)
+    drawn = Generate(model)(prompts, [1, 2], told, keep_logp=True)
+    assert Policy(model).apart(prompts, drawn, told) < 1e-4
+    Policy(model).check(prompts, drawn, told, "it", greedy=False)
+    off = [replace(one, logp=[logp - 1.0 for logp in one.logp]) for one in drawn]
+    assert Policy(model).apart(prompts, off, told) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_requests_come_back_in_order_and_one_that_fails_ends_all() -> None:
+    begun: list[int] = []
+
+    def work(one: int) -> int:
+        begun.append(one)
+        if one == 100:
+            raise ValueError("one of them")
+        time.sleep(0.001)
+        return 2 * one
+
+    assert together(work, list(range(99))) == [2 * one for one in range(99)]
+    assert together(work, []) == []
+    with pytest.raises(ValueError, match="one of them"):
+        together(work, list(range(100, 10_000)))
+    assert len(begun) < 1000
+
+
+def test_an_interrupt_waits_for_no_answer() -> None:
+    """A second Ctrl-C in the midst of a draw from a server that is silent."""
+    script = """
+import os, signal, threading, time
+from grolang.runtime.vllm_server import together
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+together(lambda one: time.sleep(600), [1, 2, 3])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "KeyboardInterrupt" in done.stderr and done.returncode != 0
+
+
+def test_a_server_that_goes_away_costs_one_step(service: Service, tmp_path: Path) -> None:
+    """What was learned before is saved, and goes on with another server to the same end."""
+    whole = go(tmp_path / "whole", engine=service.url)
+    service.answers = 18  # of 24: in the midst of the second step
+    with pytest.raises(GroError, match=f"no answer from {service.url}/v1/completions"):
+        go(tmp_path / "out", engine=service.url)
+    with serving() as other:
+        rows = go(tmp_path / "out", engine=other.url, resume=True)
+    assert [row["step"] for row in rows] == [1] * 9 + [2] * 9
+    assert [row["ids"] for row in rows] == [row["ids"] for row in whole]
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
