@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -27,17 +27,17 @@ with warnings.catch_warnings():
     )
 
 from grolang.compiler.batch import Batch
-from grolang.compiler.method import Method, load
+from grolang.compiler.method import Method
 from grolang.compiler.module import compile
 from grolang.integrations.cases import VOCABULARY, logits
-from grolang.integrations.peer import Gradient, Loss, Peer
+from grolang.integrations.peer import Gradient, Loss, Peer, Run, call, row
 
 _IGNORED = -100
 #: what dr_grpo divides by
 LENGTH = 8
 
-#: the rows of a batch that a loss gets, in its order, with their hidden states
-Call = Callable[[Batch, list[int], Tensor, Tensor], Tensor]
+#: a loss of these rows of a batch, from hidden states and head
+Part = Callable[[Batch, list[int], Tensor, Tensor], Tensor]
 
 
 @cache
@@ -67,7 +67,7 @@ def _ours(method: Method, batch: Batch) -> Tensor:
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, (hidden, head))])
 
 
-def _run(call: Call) -> Callable[[Batch, int], Gradient]:
+def _run(part: Part) -> Run:
     """A loss on a batch; micro-batches are averaged, as a trainer that divides by their number does."""
 
     def run(batch: Batch, parts: int) -> Gradient:
@@ -76,7 +76,7 @@ def _run(call: Call) -> Callable[[Batch, int], Gradient]:
         head = _head().float().requires_grad_()
         rows = batch.mask.shape[0]
         for start in range(0, rows, rows // parts):
-            loss = call(batch, list(range(start, start + rows // parts)), hidden, head)
+            loss = part(batch, list(range(start, start + rows // parts)), hidden, head)
             torch.autograd.backward(loss / parts)
         assert hidden.grad is not None and head.grad is not None
         outside = hidden.grad[~batch.mask]
@@ -88,43 +88,28 @@ def _run(call: Call) -> Callable[[Batch, int], Gradient]:
     return run
 
 
-def _pairs(made: Any, reference: bool) -> Callable[[Batch, int], Gradient]:
+def _pairs(kind: Any, **options: Any) -> Run:
     """A loss of pairs: chosen rows first, then the rejected ones."""
+    made = kind(compiled=False, **options)
 
-    def call(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
+    def part(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
         order = rows[::2] + rows[1::2]
         targets = _targets(batch).masked_fill(~batch.mask, _IGNORED)[order]
         extra: dict[str, Any] = {}
-        if reference:
+        if kind is LigerFusedLinearDPOLoss:
             states = _hidden(batch.logp_ref, _targets(batch)).float()[order]
             extra = {"ref_input": states, "ref_weight": _head().float()}
         loss: Tensor = made(head, hidden[order], targets, **extra)[0]
         return loss
 
-    return _run(call)
+    return _run(part)
 
 
-def dpo(loss_type: str = "sigmoid", **options: Any) -> Callable[[Batch, int], Gradient]:
-    return _pairs(LigerFusedLinearDPOLoss(loss_type=loss_type, compiled=False, **options), True)
-
-
-def cpo(**options: Any) -> Callable[[Batch, int], Gradient]:
-    return _pairs(LigerFusedLinearCPOLoss(compiled=False, **options), False)
-
-
-def simpo(**options: Any) -> Callable[[Batch, int], Gradient]:
-    return _pairs(LigerFusedLinearSimPOLoss(compiled=False, **options), False)
-
-
-def orpo(**options: Any) -> Callable[[Batch, int], Gradient]:
-    return _pairs(LigerFusedLinearORPOLoss(compiled=False, **options), False)
-
-
-def kto(**options: Any) -> Callable[[Batch, int], Gradient]:
+def _kto(**options: Any) -> Run:
     """KTO; the KL is given to Liger, here the mean over the micro-batch's mismatched pairs, not below 0."""
-    made = LigerFusedLinearKTOLoss(compiled=False, use_ref_model=True, **options)
+    made = LigerFusedLinearKTOLoss(compiled=False, **options)
 
-    def call(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
+    def part(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
         other = batch.mismatched
         assert other is not None and other.logp is not None and other.logp_ref is not None and batch.label is not None
         ratios = ((other.logp - other.logp_ref) * other.mask).sum(1)[rows]
@@ -141,18 +126,20 @@ def kto(**options: Any) -> Callable[[Batch, int], Gradient]:
         )
         return loss
 
-    return _run(call)
+    return _run(part)
 
 
-def grpo(scaled: bool = True, **options: Any) -> Callable[[Batch, int], Gradient]:
-    """GRPO; advantages are given to Liger, here those of the published methods: centred, `scaled` by the spread."""
+def _grpo(**options: Any) -> Run:
+    """GRPO; advantages are given to Liger, here those of the published methods: Dr. GRPO's are not scaled."""
     made = LigerFusedLinearGRPOLoss(
-        compiled=False, max_completion_length=LENGTH, use_ref_model=options.get("beta", 0.04) > 0, **options
+        compiled=False, max_completion_length=LENGTH, use_ref_model=options["beta"] > 0, **options
     )
 
-    def call(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
+    def part(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
         assert batch.group is not None and batch.logp_ref is not None and batch.logp_old is not None
-        advantages = _advantages(batch.scores["correct"], int((batch.group == 0).sum()), scaled)
+        advantages = _advantages(
+            batch.scores["correct"], int((batch.group == 0).sum()), options["loss_type"] != "dr_grpo"
+        )
         loss: Tensor
         loss, *_ = made(
             hidden[rows],
@@ -165,7 +152,7 @@ def grpo(scaled: bool = True, **options: Any) -> Callable[[Batch, int], Gradient
         )
         return loss
 
-    return _run(call)
+    return _run(part)
 
 
 def _advantages(rewards: Tensor, size: int, scaled: bool) -> Tensor:
@@ -180,132 +167,126 @@ _AVERAGED = (
     "penalty = -logp * length * sum((label > 0) over batch) / sum(length * (label > 0) over batch) if label > 0 else 0"
 )
 _SHARED = "the likelihood term is a mean over the chosen tokens of a micro-batch"
-_CLIP = {"epsilon": 0.2, "epsilon_high": 0.2}
+
+#: a class's name, and how it is run under options
+_LOSSES: dict[str, Callable[..., Run]] = {
+    "LigerFusedLinearDPOLoss": partial(_pairs, LigerFusedLinearDPOLoss),
+    "LigerFusedLinearCPOLoss": partial(_pairs, LigerFusedLinearCPOLoss),
+    "LigerFusedLinearSimPOLoss": partial(_pairs, LigerFusedLinearSimPOLoss),
+    "LigerFusedLinearORPOLoss": partial(_pairs, LigerFusedLinearORPOLoss),
+    "LigerFusedLinearKTOLoss": _kto,
+    "LigerFusedLinearGRPOLoss": _grpo,
+}
 
 
-def _dpo(loss: str, method: str, *changes: str, note: str = "", trap: bool = False, **options: Any) -> Loss:
-    said = "".join(f", {name}={value!r}" for name, value in options.items())
-    ours = {"beta": 0.5, "epsilon": options.get("label_smoothing"), "tau": options.get("discopop_tau")}
-    kept = {name: value for name, value in ours.items() if value is not None and name in load(method).params}
-    run = dpo(loss, beta=0.5, **options)
-    name = f'LigerFusedLinearDPOLoss(loss_type="{loss}", beta=0.5{said})'
-    return Loss(name, run, method, kept, changes, note=note, trap=trap)
+def _row(name: str, compared: str, *changes: str, **words: str) -> Loss:
+    """A row; the call that is its name is what is run."""
+    loss, options = call(name)
+    return row(name, _LOSSES[loss](**options), compared, *changes, **words)
 
 
 _PREFERENCE = (
-    _dpo("sigmoid", "dpo"),
-    _dpo("sigmoid", "dpo", label_smoothing=0.1, note="label_smoothing is not used: this is not cdpo", trap=True),
-    _dpo("sigmoid", "dpo_norm", average_log_prob=True),
-    _dpo("sigmoid", "rpo", _NLL, compute_nll_loss=True, note=_SHARED),
-    _dpo("hinge", "rso"),
-    _dpo("exo_pair", "exo", label_smoothing=0.001),
-    _dpo("nca_pair", "nca"),
-    _dpo("robust", "robust_dpo", label_smoothing=0.1),
-    _dpo("bco_pair", "dpo", "anchor = 0", note="without BCO's reward shift"),
-    _dpo("sppo_hard", "sppo"),
-    _dpo("apo_zero", "apo_zero"),
-    _dpo("apo_down", "apo_down"),
-    _dpo("discopop", "discopop", discopop_tau=0.5),
-    Loss("LigerFusedLinearCPOLoss(beta=0.5)", cpo(beta=0.5), "cpo", {"beta": 0.5}, (_NLL,), note=_SHARED),
-    Loss(
-        "LigerFusedLinearCPOLoss(beta=0.5, compute_nll_loss=False)",
-        cpo(beta=0.5, compute_nll_loss=False),
-        "cpl",
-        {"beta": 0.5, "gamma": 1},
+    _row('LigerFusedLinearDPOLoss(loss_type="sigmoid", beta=0.5)', "dpo beta=0.5"),
+    _row(
+        'LigerFusedLinearDPOLoss(loss_type="sigmoid", beta=0.5, label_smoothing=0.1)',
+        "dpo beta=0.5",
+        trap="label_smoothing is not used: this is not cdpo",
     ),
-    Loss(
+    _row('LigerFusedLinearDPOLoss(loss_type="sigmoid", beta=0.5, average_log_prob=True)', "dpo_norm beta=0.5"),
+    _row(
+        'LigerFusedLinearDPOLoss(loss_type="sigmoid", beta=0.5, compute_nll_loss=True)',
+        "rpo beta=0.5",
+        _NLL,
+        note=_SHARED,
+    ),
+    _row('LigerFusedLinearDPOLoss(loss_type="hinge", beta=0.5)', "rso beta=0.5"),
+    _row(
+        'LigerFusedLinearDPOLoss(loss_type="exo_pair", beta=0.5, label_smoothing=0.001)', "exo beta=0.5 epsilon=0.001"
+    ),
+    _row('LigerFusedLinearDPOLoss(loss_type="nca_pair", beta=0.5)', "nca beta=0.5"),
+    _row(
+        'LigerFusedLinearDPOLoss(loss_type="robust", beta=0.5, label_smoothing=0.1)', "robust_dpo beta=0.5 epsilon=0.1"
+    ),
+    _row(
+        'LigerFusedLinearDPOLoss(loss_type="bco_pair", beta=0.5)',
+        "dpo beta=0.5",
+        "anchor = 0",
+        note="without BCO's reward shift",
+    ),
+    _row('LigerFusedLinearDPOLoss(loss_type="sppo_hard", beta=0.5)', "sppo beta=0.5"),
+    _row('LigerFusedLinearDPOLoss(loss_type="apo_zero", beta=0.5)', "apo_zero beta=0.5"),
+    _row('LigerFusedLinearDPOLoss(loss_type="apo_down", beta=0.5)', "apo_down beta=0.5"),
+    _row('LigerFusedLinearDPOLoss(loss_type="discopop", beta=0.5, discopop_tau=0.5)', "discopop beta=0.5 tau=0.5"),
+    _row("LigerFusedLinearCPOLoss(beta=0.5)", "cpo beta=0.5", _NLL, note=_SHARED),
+    _row("LigerFusedLinearCPOLoss(beta=0.5, compute_nll_loss=False)", "cpl beta=0.5 gamma=1"),
+    _row(
         "LigerFusedLinearCPOLoss(beta=0.5, compute_nll_loss=False, label_smoothing=0.1)",
-        cpo(beta=0.5, compute_nll_loss=False, label_smoothing=0.1),
-        "cpl",
-        {"beta": 0.5, "gamma": 1},
-        ("omega(z) = beta * (0.9 * sigmoid(-z) - 0.1 * sigmoid(z))",),
+        "cpl beta=0.5 gamma=1",
+        "omega(z) = beta * (0.9 * sigmoid(-z) - 0.1 * sigmoid(z))",
     ),
-    Loss(
+    _row(
         "LigerFusedLinearSimPOLoss(beta=2.0, gamma=1.0)",
-        simpo(beta=2.0, gamma=1.0),
         "simpo",
-        {},
-        (_AVERAGED,),
-        note="compute_nll_loss is True by default and adds a likelihood term, which SimPO does not have",
-        trap=True,
+        _AVERAGED,
+        trap="compute_nll_loss is True by default and adds a likelihood term, which SimPO does not have",
     ),
-    Loss(
-        "LigerFusedLinearSimPOLoss(beta=2.0, gamma=1.0, compute_nll_loss=False)",
-        simpo(beta=2.0, gamma=1.0, compute_nll_loss=False),
-        "simpo",
-    ),
-    Loss("LigerFusedLinearORPOLoss(beta=0.1)", orpo(beta=0.1), "orpo", {"lambda": 0.1}, (_AVERAGED,), note=_SHARED),
-    Loss(
+    _row("LigerFusedLinearSimPOLoss(beta=2.0, gamma=1.0, compute_nll_loss=False)", "simpo"),
+    _row("LigerFusedLinearORPOLoss(beta=0.1)", "orpo lambda=0.1", _AVERAGED, note=_SHARED),
+    _row(
         "LigerFusedLinearKTOLoss(beta=0.5, use_ref_model=True)",
-        kto(beta=0.5),
-        "kto",
-        {"beta": 0.5},
+        "kto beta=0.5",
         note="the KL is given to it; here the mean of the micro-batch's mismatched pairs",
     ),
 )
 
-
-def _grpo(loss: str, method: str, *changes: str, note: str = "", **options: Any) -> Loss:
-    params, scaled = options.pop("params", {}), options.pop("scaled", True)
-    beyond, trap = options.pop("beyond", ""), options.pop("trap", False)
-    options = {"beta": 0.0} | options
-    said = "".join(f", {name}={value!r}" for name, value in options.items())
-    run = grpo(scaled, loss_type=loss, **options)
-    name = f'LigerFusedLinearGRPOLoss(loss_type="{loss}"{said})'
-    return Loss(name, run, method, params, changes, beyond, note, trap)
-
-
-_SEQUENCE: dict[str, Any] = {"importance_sampling_level": "sequence"}
 _GRPO = (
-    _grpo("grpo", "grpo", beta=0.04),
-    _grpo(
-        "grpo",
-        "grpo_k3_weighted",
-        beta=0.04,
-        use_bias_correction_kl=True,
-    ),
-    _grpo(
-        "grpo",
-        "grpo",
+    _row('LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.04)', "grpo"),
+    _row('LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.04, use_bias_correction_kl=True)', "grpo_k3_weighted"),
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.0, delta=2.0)',
+        "grpo beta=0",
         "omega(z) = 0 if (exp(z) > 1 + epsilon if advantage > 0 else exp(z) < 1 - epsilon or exp(z) > 2) else exp(z)",
-        params={"beta": 0},
-        delta=2.0,
     ),
-    _grpo("grpo", "gspo", params=_CLIP, **_SEQUENCE),
-    _grpo(
-        "bnpo",
-        "bnpo",
-        params={"beta": 0},
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.0, importance_sampling_level="sequence")',
+        "gspo epsilon=0.2 epsilon_high=0.2",
+    ),
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="bnpo", beta=0.0)',
+        "bnpo beta=0",
         note="the mean is over the tokens of a micro-batch",
     ),
-    _grpo("dr_grpo", "dr_grpo", params={"max_length": LENGTH}, scaled=False, note="advantages are given to it"),
-    _grpo(
-        "dapo",
-        "dapo",
-        epsilon_high=0.28,
-        note="the mean is over the tokens of a micro-batch, unless num_items_in_batch is passed",
-        trap=True,
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="dr_grpo", beta=0.0)',
+        "dr_grpo max_length=8",
+        note="advantages are given to it",
     ),
-    _grpo(
-        "cispo",
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="dapo", beta=0.0, epsilon_high=0.28)',
+        "dapo",
+        trap="the mean is over the tokens of a micro-batch, unless num_items_in_batch is passed",
+    ),
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="cispo", beta=0.0)',
         "cispo",
         "omega(z) = min(exp(z), 0.2)",
-        note="epsilon_high bounds the ratio itself, and its default is 0.2: in the first update every weight is 0.2",
-        trap=True,
+        trap="epsilon_high bounds the ratio itself, and its default is 0.2: in the first update every weight is 0.2",
     ),
-    _grpo("cispo", "cispo", params={"epsilon_high": 4}, epsilon_high=5.0),
-    _grpo("sapo", "sapo"),
-    _grpo(
-        "luspo",
-        "grpo",
-        params={"beta": 0},
+    _row('LigerFusedLinearGRPOLoss(loss_type="cispo", beta=0.0, epsilon_high=5.0)', "cispo epsilon_high=4"),
+    _row('LigerFusedLinearGRPOLoss(loss_type="sapo", beta=0.0)', "sapo"),
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="luspo", beta=0.0)',
+        "grpo beta=0",
+        trap="the mask is missing from the sum, and the sum is divided by the padded width: not TRL's luspo",
         beyond="slots of the padding are in the loss",
-        note="the mask is missing from the sum, and the sum is divided by the padded width: not TRL's luspo",
-        trap=True,
     ),
-    _grpo("luspo", "luspo", params=_CLIP, **_SEQUENCE),
-    _grpo("vespo", "vespo"),
+    _row(
+        'LigerFusedLinearGRPOLoss(loss_type="luspo", beta=0.0, importance_sampling_level="sequence")',
+        "luspo epsilon=0.2 epsilon_high=0.2",
+    ),
+    _row('LigerFusedLinearGRPOLoss(loss_type="vespo", beta=0.0)', "vespo"),
 )
+
 
 PEER = Peer(
     name="liger",

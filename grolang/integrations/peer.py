@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -27,12 +29,16 @@ class Gradient:
     outside: float = 0.0
 
 
+#: the peer's code on a batch, in so many micro-batches, accumulated as the peer accumulates them
+Run = Callable[[Batch, int], Gradient]
+
+
 @dataclass(frozen=True, eq=False)
 class Loss:
     """One row of an audit: a peer's loss under its options.
 
     name: the call as the peer's user writes it.
-    run: the peer's code on a batch, in so many micro-batches, accumulated as the peer accumulates them.
+    run: the peer's own code.
     method, params: the built-in method that the loss is compared with; none where `method` is blank.
     changes: the statements that make the method equal to it, where the method alone is not. Each must be needed.
     beyond: what the language has no word for, where no changes can do it.
@@ -41,7 +47,7 @@ class Loss:
     """
 
     name: str
-    run: Callable[[Batch, int], Gradient]
+    run: Run
     method: str = ""
     params: Mapping[str, float] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
@@ -63,6 +69,20 @@ class Loss:
         """The method that is claimed to equal the loss."""
         source = Source(f"{self.method}_here.gro", self.text(*without))
         return from_source(source, **self.params) if self.changes else load(self.method, **self.params)
+
+
+def row(name: str, run: Run, compared: str, *changes: str, note: str = "", trap: str = "", beyond: str = "") -> Loss:
+    """A row as it is written down: `compared` is a method with its parameters, `grpo beta=0`; a trap is a note."""
+    method, *settings = compared.split()
+    params = {word: float(value) for word, value in (setting.split("=") for setting in settings)}
+    return Loss(name, run, method, params, changes, beyond, note or trap, bool(trap))
+
+
+def call(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a call as the peer's user writes it: `DPOConfig(beta=0.5)`."""
+    made = ast.parse(text, mode="eval").body
+    assert isinstance(made, ast.Call)
+    return ast.unparse(made.func), {str(word.arg): ast.literal_eval(word.value) for word in made.keywords}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,9 @@ has an id of its own, so the id alone says which log-prob is meant, however a tr
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any
 
@@ -95,29 +93,28 @@ def follow(model: Any, now: Tensor, old: Tensor) -> None:
     model.model.forward = MethodType(forward, model.model)
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    """A folder with such a Llama and its tokenizer, as `from_pretrained` reads them."""
-    with tempfile.TemporaryDirectory() as path:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=VOCABULARY,
-                intermediate_size=8,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                vocab_size=VOCABULARY,
-                max_position_embeddings=64,
-                tie_word_embeddings=False,
-                pad_token_id=PAD,
-                bos_token_id=None,
-                eos_token_id=END,
-            )
-        )
-        with torch.no_grad():
-            model.lm_head.weight.copy_(torch.eye(VOCABULARY))
-        model.save_pretrained(path)
-        tokenizer().save_pretrained(path)
-        yield Path(path)
+@cache
+def folder() -> TemporaryDirectory[str]:
+    """A folder with such a Llama and its tokenizer, as `from_pretrained` reads them; it lives as the process does."""
+    made = TemporaryDirectory()
+    config = LlamaConfig(
+        hidden_size=VOCABULARY,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=END,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.eye(VOCABULARY))
+    model.save_pretrained(made.name)
+    tokenizer().save_pretrained(made.name)
+    return made
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -15,8 +15,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -35,22 +34,16 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from grolang.compiler.batch import Batch
-from grolang.compiler.method import load
-from grolang.integrations.peer import Gradient, Loss, Peer
+from grolang.integrations.peer import Gradient, Loss, Peer, Run, call, row
 from grolang.integrations.scripted import PAD, Script, folder, follow, script, tokenizer
 
 #: what dr_grpo divides by
 LENGTH = 8
 
+#: what a configuration is made with
+Options = dict[str, Any]
 #: rows of a batch, in the form that a trainer's `training_step` takes, one entry per micro-batch
 Rows = Callable[[Any, Script, int], list[Any]]
-
-
-@cache
-def _home() -> tuple[Any, Path]:
-    """The folder of the scripted model; it lives as long as the process."""
-    opened = folder()
-    return opened, opened.__enter__()
 
 
 @contextlib.contextmanager
@@ -69,7 +62,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _train(
-    trainer: Any, config: Any, options: dict[str, Any], told: Script, parts: int, size: int, rows: Rows, **extra: Any
+    trainer: Any, config: Any, options: Options, told: Script, parts: int, size: int, rows: Rows, **extra: Any
 ) -> Gradient:
     """The gradient of one optimizer step: `parts` micro-batches of `size` rows through the trainer's own step."""
     with _quiet(), TemporaryDirectory() as output:
@@ -84,7 +77,7 @@ def _train(
             gradient_accumulation_steps=parts,
             **options,
         )
-        model = LlamaForCausalLM.from_pretrained(_home()[1])
+        model = LlamaForCausalLM.from_pretrained(folder().name)
         made = trainer(model, args=args, processing_class=tokenizer(), **extra)
         follow(made.model, told.now, told.old)
         if getattr(made, "ref_model", None) is not None:
@@ -96,8 +89,9 @@ def _train(
     return Gradient(*told.gradient())
 
 
-def _online(trainer: Any, config: Any, options: dict[str, Any]) -> Callable[[Batch, int], Gradient]:
+def _online(trainer: Any, config: Any, options: Options) -> Run:
     """A trainer that draws completions; old log-probs are those of the no-grad pass after drawing."""
+    rollouts = trainer is not RLOOTrainer  # which has no `rollout_func`
 
     def run(batch: Batch, parts: int) -> Gradient:
         told, size = script(batch), batch.mask.shape[0]
@@ -116,7 +110,7 @@ def _online(trainer: Any, config: Any, options: dict[str, Any]) -> Callable[[Bat
             }
 
         def rows(made: Any, told: Script, parts: int) -> list[Any]:
-            if made_without_rollouts(made):
+            if not rollouts:
                 made._generate_single_turn = lambda *_: completions
             return [[{"prompt": " ".join(f"t{token}" for token in told.prompt(row))} for row in range(size)]] * parts
 
@@ -136,13 +130,13 @@ def _online(trainer: Any, config: Any, options: dict[str, Any]) -> Callable[[Bat
             rows,
             reward_funcs=reward,
             train_dataset=Dataset.from_dict({"prompt": ["t2"]}),
-            **({"rollout_func": drawn} if trainer is not RLOOTrainer else {}),
+            **({"rollout_func": drawn} if rollouts else {}),
         )
 
     return run
 
 
-def online_dpo(**options: Any) -> Callable[[Batch, int], Gradient]:
+def _online_dpo(options: Options) -> Run:
     """Online DPO, on pairs that the reward function tells the better one of: the batch's labels."""
 
     def run(batch: Batch, parts: int) -> Gradient:
@@ -184,23 +178,20 @@ def online_dpo(**options: Any) -> Callable[[Batch, int], Gradient]:
     return run
 
 
-def made_without_rollouts(made: Any) -> bool:
-    return not hasattr(made, "rollout_func")
-
-
-def _offline(trainer: Any, config: Any, options: dict[str, Any], columns: Any, dataset: Any, pairs: bool) -> Any:
+def _offline(trainer: Any, config: Any, columns: Any, dataset: dict[str, list[Any]], options: Options) -> Run:
     """A trainer on rows of the data; `columns` gives a row as the trainer's own collator takes it."""
 
     def run(batch: Batch, parts: int) -> Gradient:
         told = script(batch)
-        count = batch.mask.shape[0] // (2 if pairs else 1)
+        count = batch.mask.shape[0] // (2 if "chosen" in dataset else 1)
 
         def rows(made: Any, told: Script, parts: int) -> list[Any]:
             examples = [columns(told, index) for index in range(count)]
             step = count // parts
             return [made.data_collator(examples[start : start + step]) for start in range(0, count, step)]
 
-        return _train(trainer, config, options, told, parts, count // parts, rows, train_dataset=dataset())
+        rest = {"train_dataset": Dataset.from_dict(dataset)}
+        return _train(trainer, config, options, told, parts, count // parts, rows, **rest)
 
     return run
 
@@ -213,12 +204,12 @@ def _pair(told: Script, index: int) -> dict[str, Any]:
 def _labelled_pair(told: Script, index: int) -> dict[str, Any]:
     """As CPO's and ORPO's `tokenize_row` gives it, without its end tokens."""
     prompt, made = told.prompt(2 * index), dict[str, Any]()
-    for name, row in (("chosen", 2 * index), ("rejected", 2 * index + 1)):
-        ids = prompt + told.completion(row)
+    for name, at in (("chosen", 2 * index), ("rejected", 2 * index + 1)):
+        ids = prompt + told.completion(at)
         made |= {
             f"{name}_input_ids": ids,
             f"{name}_attention_mask": [1] * len(ids),
-            f"{name}_labels": [-100] * len(prompt) + told.completion(row),
+            f"{name}_labels": [-100] * len(prompt) + told.completion(at),
         }
     return made
 
@@ -233,492 +224,300 @@ def _unpaired(told: Script, index: int) -> dict[str, Any]:
     }
 
 
-def _pairs() -> Dataset:
-    return Dataset.from_dict({"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"]})
+_PAIRS = {"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"]}
+_TRIPLES = _PAIRS | {"reference": [" t5"]}
+_COMPLETIONS = {"prompt": ["t2"] * 2, "completion": [" t3"] * 2, "label": [True, False]}
+
+#: a configuration's name, and how its trainer is run under options
+_TRAINERS: dict[str, Callable[[Options], Run]] = {
+    "GRPOConfig": partial(_online, GRPOTrainer, GRPOConfig),
+    "GMPOConfig": partial(_online, GMPOTrainer, GMPOConfig),
+    "RLOOConfig": partial(_online, RLOOTrainer, RLOOConfig),
+    "OnlineDPOConfig": _online_dpo,
+    "DPOConfig": partial(_offline, DPOTrainer, DPOConfig, _pair, _PAIRS),
+    "KTOConfig": partial(_offline, KTOTrainer, KTOConfig, _unpaired, _COMPLETIONS),
+    "CPOConfig": partial(_offline, CPOTrainer, CPOConfig, _labelled_pair, _PAIRS),
+    "ORPOConfig": partial(_offline, ORPOTrainer, ORPOConfig, _labelled_pair, _PAIRS),
+    "TPOConfig": partial(_offline, TPOTrainer, TPOConfig, _pair, _TRIPLES),
+}
 
 
-def _triples() -> Dataset:
-    return Dataset.from_dict({"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"], "reference": [" t5"]})
-
-
-def _completions() -> Dataset:
-    return Dataset.from_dict({"prompt": ["t2"] * 2, "completion": [" t3"] * 2, "label": [True, False]})
-
-
-def grpo(**options: Any) -> Any:
-    return _online(GRPOTrainer, GRPOConfig, options)
-
-
-def gmpo(**options: Any) -> Any:
-    return _online(GMPOTrainer, GMPOConfig, options)
-
-
-def rloo(**options: Any) -> Any:
-    return _online(RLOOTrainer, RLOOConfig, options)
-
-
-def dpo(**options: Any) -> Any:
-    return _offline(DPOTrainer, DPOConfig, options, _pair, _pairs, True)
-
-
-def kto(**options: Any) -> Any:
-    return _offline(KTOTrainer, KTOConfig, options, _unpaired, _completions, False)
-
-
-def cpo(**options: Any) -> Any:
-    return _offline(CPOTrainer, CPOConfig, options, _labelled_pair, _pairs, True)
-
-
-def orpo(**options: Any) -> Any:
-    return _offline(ORPOTrainer, ORPOConfig, options, _labelled_pair, _pairs, True)
-
-
-def tpo(**options: Any) -> Any:
-    return _offline(TPOTrainer, TPOConfig, options, _pair, _triples, True)
+def _row(name: str, compared: str, *changes: str, **words: str) -> Loss:
+    """A row; the call that is its name is what is run."""
+    config, options = call(name)
+    return row(name, _TRAINERS[config](options), compared, *changes, **words)
 
 
 _STD = "σ_g = sample_std(reward over group) + 0.0001"
 _SCALED = "advantage = (reward - baseline) / (sample_std(reward over group) + 0.0001)"
 _NLL = "penalty = -logp * sum((label > 0) over batch) / sum(length * (label > 0) over batch) if label > 0 else 0"
 _MEAN = "aggregate = mean over tokens, sum over group, mean over groups"
-_CLIP = {"epsilon": 0.2, "epsilon_high": 0.2}
-
-_GRPO = (
-    Loss(
-        "GRPOConfig()",
-        grpo(),
-        "dapo",
-        _CLIP,
-        (_STD,),
-        note="loss_type is dapo; the upper clip is epsilon, 0.2, where DAPO's is 0.28",
-        trap=True,
-    ),
-    Loss('GRPOConfig(loss_type="dapo", epsilon_high=0.28)', grpo(epsilon_high=0.28), "dapo", {}, (_STD,)),
-    Loss(
-        'GRPOConfig(loss_type="grpo")',
-        grpo(loss_type="grpo"),
-        "grpo",
-        {"beta": 0},
-        (_STD,),
-        note="the spread divides by N − 1, and 0.0001 is added to it",
-        trap=True,
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", scale_rewards="none")',
-        grpo(loss_type="grpo", scale_rewards="none"),
-        "grpo",
-        {"beta": 0},
-        ("advantage = reward - baseline",),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", scale_rewards="batch")',
-        grpo(loss_type="grpo", scale_rewards="batch"),
-        "grpo",
-        {"beta": 0},
-        ("advantage = (reward - baseline) / (sample_std(reward over batch) + 0.0001)",),
-        note="the spread is that of the batch's raw rewards, not of the centred ones",
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", multi_objective_aggregation="normalize_then_sum")',
-        grpo(loss_type="grpo", multi_objective_aggregation="normalize_then_sum"),
-        "grpo",
-        {"beta": 0},
-        (
-            "centred = (reward - baseline) / (sample_std(reward over group) + 0.0001)",
-            "advantage = (centred - mean(centred over batch)) / (sample_std(centred over batch) + 0.0001)",
-        ),
-        note="scaled twice, by the group and by the batch",
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", beta=0.04)',
-        grpo(loss_type="grpo", beta=0.04),
-        "grpo_k3_weighted",
-        {},
-        (_STD,),
-        note="the KL is multiplied by the ratio, which is differentiated too; use_bias_correction_kl=False is GRPO's",
-        trap=True,
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", beta=0.04, use_bias_correction_kl=False)',
-        grpo(loss_type="grpo", beta=0.04, use_bias_correction_kl=False),
-        "grpo",
-        {},
-        (_STD,),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", delta=2.0)',
-        grpo(loss_type="grpo", delta=2.0),
-        "grpo",
-        {"beta": 0},
-        (
-            _STD,
-            "omega(z) = 0 if (exp(z) > 1.2 if advantage > 0 else exp(z) < 0.8 or exp(z) > 2) else exp(z)",
-        ),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", importance_sampling_level="sequence")',
-        grpo(loss_type="grpo", importance_sampling_level="sequence"),
-        "gspo",
-        _CLIP,
-        (_STD,),
-        note="GSPO's clips are 0.0003 and 0.0004, the default of epsilon is 0.2",
-        trap=True,
-    ),
-    Loss(
-        'GRPOConfig(loss_type="bnpo")',
-        grpo(loss_type="bnpo"),
-        "bnpo",
-        {"beta": 0},
-        (_STD,),
-        note="the mean is over the tokens of a micro-batch",
-    ),
-    Loss(
-        'GRPOConfig(loss_type="dr_grpo")',
-        grpo(loss_type="dr_grpo"),
-        "dr_grpo",
-        {"max_length": LENGTH},
-        (_SCALED,),
-        trap=True,
-        note='still divides by the spread, which Dr. GRPO removes; scale_rewards="none" mends it',
-    ),
-    Loss(
-        'GRPOConfig(loss_type="dr_grpo", scale_rewards="none")',
-        grpo(loss_type="dr_grpo", scale_rewards="none"),
-        "dr_grpo",
-        {"max_length": LENGTH},
-    ),
-    Loss(
-        'GRPOConfig(loss_type="cispo")',
-        grpo(loss_type="cispo"),
-        "cispo",
-        {},
-        (_STD, "omega(z) = min(exp(z), 0.2)"),
-        note="epsilon_high bounds the ratio itself, and its default is 0.2: in the first update every weight is 0.2",
-        trap=True,
-    ),
-    Loss(
-        'GRPOConfig(loss_type="cispo", epsilon_high=5.0)',
-        grpo(loss_type="cispo", epsilon_high=5.0),
-        "cispo",
-        {"epsilon_high": 4},
-        (_STD,),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="sapo")',
-        grpo(loss_type="sapo"),
-        "sapo",
-        {},
-        (_STD,),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="luspo")',
-        grpo(loss_type="luspo"),
-        "grpo",
-        {"beta": 0},
-        (_STD, "aggregate = sum over tokens, mean over sequences"),
-        note="ratios are per token by default, LUSPO's are per completion",
-    ),
-    Loss(
-        'GRPOConfig(loss_type="luspo", importance_sampling_level="sequence")',
-        grpo(loss_type="luspo", importance_sampling_level="sequence"),
-        "luspo",
-        _CLIP,
-        (_STD,),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="vespo")',
-        grpo(loss_type="vespo"),
-        "vespo",
-        {},
-        (_STD,),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", off_policy_mask_threshold=0.1)',
-        grpo(loss_type="grpo", off_policy_mask_threshold=0.1),
-        "grpo",
-        {"beta": 0},
-        (_STD, "credit = advantage >= 0 or mean(logp_old - logp over tokens) <= 0.1"),
-    ),
-    Loss(
-        'GRPOConfig(loss_type="grpo", top_entropy_quantile=0.5)',
-        grpo(loss_type="grpo", top_entropy_quantile=0.5),
-        "grpo",
-        {"beta": 0},
-        (_STD, "credit = entropy >= quantile(entropy, 0.5 over batch)"),
-        note="the quantile is that of a micro-batch",
-    ),
-    Loss(
-        "GMPOConfig()",
-        gmpo(),
-        "gmpo",
-        {},
-        (_STD,),
-    ),
-)
-
+_LOGRATIO = "ratio = sum(logp - logp_ref over tokens)"
 _RATIO = (
     "measure = sum(logp - logp_old over tokens)",
     "omega(z) = 0 if (exp(z) > 1.2 if advantage > 0 else exp(z) < 0.8) else exp(z)",
 )
-_RLOO = (
-    Loss(
-        "RLOOConfig(beta=0.0)",
-        rloo(beta=0.0),
-        "rloo",
-        {},
-        _RATIO,
-        note="PPO's clip, on the ratio of whole completions",
-        trap=True,
+
+_GRPO = (
+    _row(
+        "GRPOConfig()",
+        "dapo epsilon=0.2 epsilon_high=0.2",
+        _STD,
+        trap="loss_type is dapo; the upper clip is epsilon, 0.2, where DAPO's is 0.28",
     ),
-    Loss(
+    _row('GRPOConfig(loss_type="dapo", epsilon_high=0.28)', "dapo", _STD),
+    _row(
+        'GRPOConfig(loss_type="grpo")',
+        "grpo beta=0",
+        _STD,
+        trap="the spread divides by N − 1, and 0.0001 is added to it",
+    ),
+    _row('GRPOConfig(loss_type="grpo", scale_rewards="none")', "grpo beta=0", "advantage = reward - baseline"),
+    _row(
+        'GRPOConfig(loss_type="grpo", scale_rewards="batch")',
+        "grpo beta=0",
+        "advantage = (reward - baseline) / (sample_std(reward over batch) + 0.0001)",
+        note="the spread is that of the batch's raw rewards, not of the centred ones",
+    ),
+    _row(
+        'GRPOConfig(loss_type="grpo", multi_objective_aggregation="normalize_then_sum")',
+        "grpo beta=0",
+        "centred = (reward - baseline) / (sample_std(reward over group) + 0.0001)",
+        "advantage = (centred - mean(centred over batch)) / (sample_std(centred over batch) + 0.0001)",
+        note="scaled twice, by the group and by the batch",
+    ),
+    _row(
+        'GRPOConfig(loss_type="grpo", beta=0.04)',
+        "grpo_k3_weighted",
+        _STD,
+        trap="the KL is multiplied by the ratio, which is differentiated too; use_bias_correction_kl=False is GRPO's",
+    ),
+    _row('GRPOConfig(loss_type="grpo", beta=0.04, use_bias_correction_kl=False)', "grpo", _STD),
+    _row(
+        'GRPOConfig(loss_type="grpo", delta=2.0)',
+        "grpo beta=0",
+        _STD,
+        "omega(z) = 0 if (exp(z) > 1.2 if advantage > 0 else exp(z) < 0.8 or exp(z) > 2) else exp(z)",
+    ),
+    _row(
+        'GRPOConfig(loss_type="grpo", importance_sampling_level="sequence")',
+        "gspo epsilon=0.2 epsilon_high=0.2",
+        _STD,
+        trap="GSPO's clips are 0.0003 and 0.0004, the default of epsilon is 0.2",
+    ),
+    _row('GRPOConfig(loss_type="bnpo")', "bnpo beta=0", _STD, note="the mean is over the tokens of a micro-batch"),
+    _row(
+        'GRPOConfig(loss_type="dr_grpo")',
+        "dr_grpo max_length=8",
+        _SCALED,
+        trap='still divides by the spread, which Dr. GRPO removes; scale_rewards="none" mends it',
+    ),
+    _row('GRPOConfig(loss_type="dr_grpo", scale_rewards="none")', "dr_grpo max_length=8"),
+    _row(
+        'GRPOConfig(loss_type="cispo")',
+        "cispo",
+        _STD,
+        "omega(z) = min(exp(z), 0.2)",
+        trap="epsilon_high bounds the ratio itself, and its default is 0.2: in the first update every weight is 0.2",
+    ),
+    _row('GRPOConfig(loss_type="cispo", epsilon_high=5.0)', "cispo epsilon_high=4", _STD),
+    _row('GRPOConfig(loss_type="sapo")', "sapo", _STD),
+    _row(
+        'GRPOConfig(loss_type="luspo")',
+        "grpo beta=0",
+        _STD,
+        "aggregate = sum over tokens, mean over sequences",
+        note="ratios are per token by default, LUSPO's are per completion",
+    ),
+    _row(
+        'GRPOConfig(loss_type="luspo", importance_sampling_level="sequence")',
+        "luspo epsilon=0.2 epsilon_high=0.2",
+        _STD,
+    ),
+    _row('GRPOConfig(loss_type="vespo")', "vespo", _STD),
+    _row(
+        'GRPOConfig(loss_type="grpo", off_policy_mask_threshold=0.1)',
+        "grpo beta=0",
+        _STD,
+        "credit = advantage >= 0 or mean(logp_old - logp over tokens) <= 0.1",
+    ),
+    _row(
+        'GRPOConfig(loss_type="grpo", top_entropy_quantile=0.5)',
+        "grpo beta=0",
+        _STD,
+        "credit = entropy >= quantile(entropy, 0.5 over batch)",
+        note="the quantile is that of a micro-batch",
+    ),
+    _row("GMPOConfig()", "gmpo", _STD),
+)
+
+_RLOO = (
+    _row("RLOOConfig(beta=0.0)", "rloo", *_RATIO, trap="PPO's clip, on the ratio of whole completions"),
+    _row(
         "RLOOConfig()",
-        rloo(),
         "rloo",
-        {},
-        (*_RATIO, "reward = correct - 0.05 * sum(logp_old - logp_ref over tokens)"),
+        *_RATIO,
+        "reward = correct - 0.05 * sum(logp_old - logp_ref over tokens)",
         note="the reward is minus 0.05 times the log-ratio to the reference",
     ),
-    Loss(
+    _row(
         "RLOOConfig(beta=0.0, normalize_advantages=True)",
-        rloo(beta=0.0, normalize_advantages=True),
         "rloo",
-        {},
-        (
-            *_RATIO,
-            "apart = reward - baseline",
-            "advantage = (apart - mean(apart over batch)) / (sample_std(apart over batch) + 0.0001)",
-        ),
+        *_RATIO,
+        "apart = reward - baseline",
+        "advantage = (apart - mean(apart over batch)) / (sample_std(apart over batch) + 0.0001)",
     ),
 )
 
-
-def _dpo(
-    loss: str, method: str, *changes: str, note: str = "", trap: bool = False, beyond: str = "", **options: Any
-) -> Loss:
-    """A loss type of DPO, with beta = 0.5 so that both ends of every loss are met."""
-    said = "".join(f", {name}={value!r}" for name, value in options.items())
-    ours = {"beta": 0.5, "epsilon": options.get("label_smoothing"), "tau": options.get("discopop_tau")}
-    kept = {name: value for name, value in ours.items() if value is not None and name in load(method).params}
-    run = dpo(loss_type=[loss], beta=0.5, **options)
-    return Loss(f'DPOConfig(loss_type="{loss}", beta=0.5{said})', run, method, kept, changes, beyond, note, trap)
-
-
-_LOGRATIO = "ratio = sum(logp - logp_ref over tokens)"
+#: with beta = 0.5, so that both ends of every loss are met
 _DPO = (
-    _dpo("sigmoid", "dpo"),
-    _dpo("sigmoid", "dpo", label_smoothing=0.1, note="label_smoothing is not used: this is not cdpo", trap=True),
-    _dpo("hinge", "rso"),
-    _dpo(
-        "ipo",
-        "ipo",
+    _row('DPOConfig(loss_type="sigmoid", beta=0.5)', "dpo beta=0.5"),
+    _row(
+        'DPOConfig(loss_type="sigmoid", beta=0.5, label_smoothing=0.1)',
+        "dpo beta=0.5",
+        trap="label_smoothing is not used: this is not cdpo",
+    ),
+    _row('DPOConfig(loss_type="hinge", beta=0.5)', "rso beta=0.5"),
+    _row(
+        'DPOConfig(loss_type="ipo", beta=0.5)',
+        "ipo beta=0.5",
         "measure = mean(logp - logp_ref over tokens)",
         _MEAN,
-        note="log-ratios are averaged over tokens, where the paper sums them",
-        trap=True,
+        trap="log-ratios are averaged over tokens, where the paper sums them",
     ),
-    _dpo("exo_pair", "exo", label_smoothing=0.001),
-    _dpo("nca_pair", "nca"),
-    _dpo("robust", "robust_dpo", label_smoothing=0.1),
-    _dpo("bco_pair", "dpo", "anchor = 0", note="without BCO's reward shift"),
-    _dpo("sppo_hard", "sppo"),
-    _dpo("aot", "dpo", beyond="margins are sorted over the micro-batch"),
-    _dpo("aot_unpaired", "dpo", beyond="log-ratios are sorted over the micro-batch"),
-    _dpo("apo_zero", "apo_zero"),
-    _dpo("apo_down", "apo_down"),
-    _dpo("discopop", "discopop", discopop_tau=0.5),
-    _dpo(
-        "sft",
-        "dpo",
+    _row('DPOConfig(loss_type="exo_pair", beta=0.5, label_smoothing=0.001)', "exo beta=0.5 epsilon=0.001"),
+    _row('DPOConfig(loss_type="nca_pair", beta=0.5)', "nca beta=0.5"),
+    _row('DPOConfig(loss_type="robust", beta=0.5, label_smoothing=0.1)', "robust_dpo beta=0.5 epsilon=0.1"),
+    _row('DPOConfig(loss_type="bco_pair", beta=0.5)', "dpo beta=0.5", "anchor = 0", note="without BCO's reward shift"),
+    _row('DPOConfig(loss_type="sppo_hard", beta=0.5)', "sppo beta=0.5"),
+    _row('DPOConfig(loss_type="aot", beta=0.5)', "dpo beta=0.5", beyond="margins are sorted over the micro-batch"),
+    _row(
+        'DPOConfig(loss_type="aot_unpaired", beta=0.5)',
+        "dpo beta=0.5",
+        beyond="log-ratios are sorted over the micro-batch",
+    ),
+    _row('DPOConfig(loss_type="apo_zero", beta=0.5)', "apo_zero beta=0.5"),
+    _row('DPOConfig(loss_type="apo_down", beta=0.5)', "apo_down beta=0.5"),
+    _row('DPOConfig(loss_type="discopop", beta=0.5, discopop_tau=0.5)', "discopop beta=0.5 tau=0.5"),
+    _row(
+        'DPOConfig(loss_type="sft", beta=0.5)',
+        "dpo beta=0.5",
         "omega(z) = 0",
         "aggregate = sum over batch",
         "penalty = -logp / sum(length * (label > 0) over batch) if label > 0 else 0",
         note="the mean is over the chosen tokens of a micro-batch",
     ),
-    _dpo("sigmoid_norm", "dpo_norm"),
-    Loss(
+    _row('DPOConfig(loss_type="sigmoid_norm", beta=0.5)', "dpo_norm beta=0.5"),
+    _row(
         'DPOConfig(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0], beta=0.5)',
-        dpo(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0], beta=0.5),
-        "rpo",
-        {"beta": 0.5},
-        (_NLL,),
+        "rpo beta=0.5",
+        _NLL,
         note="RPO averages the likelihood term within each response",
     ),
-    _dpo(
-        "sigmoid",
-        "dpo",
+    _row(
+        'DPOConfig(loss_type="sigmoid", beta=0.5, f_divergence_type="forward_kl")',
+        "dpo beta=0.5",
         _LOGRATIO,
         "measure = 1 - exp(-ratio)",
         "credit = exp(-ratio)",
-        f_divergence_type="forward_kl",
     ),
-    _dpo(
-        "sigmoid",
-        "f_dpo",
-        f_divergence_type="js_divergence",
-    ),
-    _dpo(
-        "sigmoid",
-        "dpo",
+    _row('DPOConfig(loss_type="sigmoid", beta=0.5, f_divergence_type="js_divergence")', "f_dpo beta=0.5"),
+    _row(
+        'DPOConfig(loss_type="sigmoid", beta=0.5, f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.5)',
+        "dpo beta=0.5",
         _LOGRATIO,
         "measure = 2 - 2 * exp(-0.5 * ratio)",
         "credit = exp(-0.5 * ratio)",
-        f_divergence_type="alpha_divergence",
-        f_alpha_divergence_coef=0.5,
     ),
-    _dpo(
-        "sigmoid",
-        "dpo",
+    _row(
+        'DPOConfig(loss_type="sigmoid", beta=0.5, ld_alpha=0.5)',
+        "dpo beta=0.5",
         "credit = 1 if position < min(length over group) else 0.5",
         "measure = sum(credit * (logp - logp_ref) over tokens)",
-        ld_alpha=0.5,
     ),
-    _dpo("sigmoid", "dpo", use_weighting=True, beyond="weights need the sum of squared probabilities at each token"),
+    _row(
+        'DPOConfig(loss_type="sigmoid", beta=0.5, use_weighting=True)',
+        "dpo beta=0.5",
+        beyond="weights need the sum of squared probabilities at each token",
+    ),
 )
 
 _ONLINE = (
-    Loss(
+    _row(
         'OnlineDPOConfig(loss_type="sigmoid", beta=0.5)',
-        online_dpo(loss_type="sigmoid", beta=0.5),
-        "dpo",
-        {"beta": 0.5},
-        note="micro-batches are added up, not averaged: gradient_accumulation_steps multiplies the gradient",
-        trap=True,
+        "dpo beta=0.5",
+        trap="micro-batches are added up, not averaged: gradient_accumulation_steps multiplies the gradient",
     ),
-    Loss(
+    _row(
         'OnlineDPOConfig(loss_type="ipo", beta=0.5)',
-        online_dpo(loss_type="ipo", beta=0.5),
-        "ipo",
-        {"beta": 0.5},
-        note="log-ratios are summed, as the paper has it; DPOConfig averages them",
-        trap=True,
+        "ipo beta=0.5",
+        trap="log-ratios are summed, as the paper has it; DPOConfig averages them",
     ),
 )
 
 _KTO = (
-    Loss(
-        'KTOConfig(loss_type="kto", beta=0.5)',
-        kto(beta=0.5),
-        "kto",
-        {"beta": 0.5},
-        note="the KL is that of a micro-batch",
-    ),
-    Loss(
+    _row('KTOConfig(loss_type="kto", beta=0.5)', "kto beta=0.5", note="the KL is that of a micro-batch"),
+    _row(
         'KTOConfig(loss_type="kto", beta=0.5, desirable_weight=2.0, undesirable_weight=0.5)',
-        kto(beta=0.5, desirable_weight=2.0, undesirable_weight=0.5),
-        "kto",
-        {"beta": 0.5, "desirable": 2, "undesirable": 0.5},
+        "kto beta=0.5 desirable=2 undesirable=0.5",
     ),
-    Loss(
-        'KTOConfig(loss_type="apo_zero_unpaired", beta=0.5)',
-        kto(loss_type="apo_zero_unpaired", beta=0.5),
-        "kto",
-        {"beta": 0.5},
-        ("anchor = 0",),
-    ),
+    _row('KTOConfig(loss_type="apo_zero_unpaired", beta=0.5)', "kto beta=0.5", "anchor = 0"),
 )
 
 _CPO = (
-    Loss(
+    _row(
         'CPOConfig(loss_type="sigmoid", beta=0.5)',
-        cpo(beta=0.5),
-        "cpo",
-        {"beta": 0.5},
-        (_NLL,),
-        note="the likelihood term is a mean over the chosen tokens of a micro-batch, not a sum within each response",
-        trap=True,
+        "cpo beta=0.5",
+        _NLL,
+        trap="the likelihood term is a mean over the chosen tokens of a micro-batch, not a sum within each response",
     ),
-    Loss(
-        'CPOConfig(loss_type="sigmoid", beta=0.5, cpo_alpha=0.0)',
-        cpo(beta=0.5, cpo_alpha=0.0),
-        "cpl",
-        {"beta": 0.5, "gamma": 1},
-    ),
-    Loss(
-        'CPOConfig(loss_type="hinge", beta=0.5, cpo_alpha=0.0)',
-        cpo(loss_type="hinge", beta=0.5, cpo_alpha=0.0),
-        "slic",
-        {"delta": 2, "nll": 0},
-    ),
-    Loss(
+    _row('CPOConfig(loss_type="sigmoid", beta=0.5, cpo_alpha=0.0)', "cpl beta=0.5 gamma=1"),
+    _row('CPOConfig(loss_type="hinge", beta=0.5, cpo_alpha=0.0)', "slic delta=2 nll=0"),
+    _row(
         'CPOConfig(loss_type="ipo", beta=0.5, cpo_alpha=0.0)',
-        cpo(loss_type="ipo", beta=0.5, cpo_alpha=0.0),
-        "ipo",
-        {"beta": 0.5},
-        ("measure = mean(logp over tokens)", _MEAN),
-        note="log-probs are averaged over tokens, and there is no reference",
-        trap=True,
+        "ipo beta=0.5",
+        "measure = mean(logp over tokens)",
+        _MEAN,
+        trap="log-probs are averaged over tokens, and there is no reference",
     ),
-    Loss(
+    _row(
         'CPOConfig(loss_type="simpo", beta=2.0, simpo_gamma=1.0)',
-        cpo(loss_type="simpo", beta=2.0, simpo_gamma=1.0),
         "simpo",
-        {},
-        (
-            "penalty = -logp * length * sum((label > 0) over batch) / sum(length * (label > 0) over batch) "
-            "if label > 0 else 0",
-        ),
-        note="cpo_alpha is 1 by default and adds CPO's likelihood term, which SimPO does not have",
-        trap=True,
+        "penalty = -logp * length * sum((label > 0) over batch) / sum(length * (label > 0) over batch) "
+        "if label > 0 else 0",
+        trap="cpo_alpha is 1 by default and adds CPO's likelihood term, which SimPO does not have",
     ),
-    Loss(
-        'CPOConfig(loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0)',
-        cpo(loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0),
-        "simpo",
-    ),
-    Loss(
+    _row('CPOConfig(loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0)', "simpo"),
+    _row(
         'CPOConfig(loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0, alpha=0.5)',
-        cpo(loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0, alpha=0.5),
         "simpo",
-        {},
-        (
-            "average = mean(logp over tokens)",
-            "measure = 2 - 2 * exp(-0.5 * average)",
-            "credit = exp(-0.5 * average)",
-        ),
+        "average = mean(logp over tokens)",
+        "measure = 2 - 2 * exp(-0.5 * average)",
+        "credit = exp(-0.5 * average)",
         note="AlphaPO",
     ),
 )
 
 _TPO = (
-    Loss(
-        'TPOConfig(loss_type="sigmoid", beta=0.5, tpo_alpha=0.0)',
-        tpo(loss_type="sigmoid", beta=0.5, tpo_alpha=0.0),
-        "cpl",
-        {"beta": 0.5, "gamma": 1},
-    ),
-    Loss(
-        'TPOConfig(loss_type="hinge", beta=0.5, tpo_alpha=0.0)',
-        tpo(loss_type="hinge", beta=0.5, tpo_alpha=0.0),
-        "slic",
-        {"delta": 2, "nll": 0},
-    ),
-    Loss(
+    _row('TPOConfig(loss_type="sigmoid", beta=0.5, tpo_alpha=0.0)', "cpl beta=0.5 gamma=1"),
+    _row('TPOConfig(loss_type="hinge", beta=0.5, tpo_alpha=0.0)', "slic delta=2 nll=0"),
+    _row(
         'TPOConfig(loss_type="ipo", beta=0.5, tpo_alpha=0.0)',
-        tpo(loss_type="ipo", beta=0.5, tpo_alpha=0.0),
-        "ipo",
-        {"beta": 0.5},
-        ("measure = mean(logp over tokens)", _MEAN),
+        "ipo beta=0.5",
+        "measure = mean(logp over tokens)",
+        _MEAN,
         note="log-probs are averaged over tokens, and there is no reference",
     ),
-    Loss(
-        'TPOConfig(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, tpo_alpha=0.0)',
-        tpo(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, tpo_alpha=0.0),
-        "simpo",
-    ),
+    _row('TPOConfig(loss_type="tpo-l", beta=2.0, tpo_l_gamma=1.0, tpo_alpha=0.0)', "simpo"),
 )
 
 _ORPO = (
-    Loss(
+    _row(
         "ORPOConfig(beta=0.1)",
-        orpo(beta=0.1),
-        "orpo",
-        {"lambda": 0.1},
-        (
-            "predicted = sum((length + 1) * (label > 0) over batch)  # a prompt's first token is not predicted",
-            "penalty = -logp * length * sum((label > 0) over batch) / predicted if label > 0 else 0",
-        ),
-        note="the likelihood term is a mean over all tokens of the micro-batch, those of the prompts among them",
-        trap=True,
+        "orpo lambda=0.1",
+        "predicted = sum((length + 1) * (label > 0) over batch)  # a prompt's first token is not predicted",
+        "penalty = -logp * length * sum((label > 0) over batch) / predicted if label > 0 else 0",
+        trap="the likelihood term is a mean over all tokens of the micro-batch, those of the prompts among them",
     ),
 )
 
@@ -730,6 +529,16 @@ def _named(function: Any, name: str) -> list[str]:
     words = [part.value for test in tests for part in ast.walk(test) if isinstance(part, ast.Constant)]
     return sorted({word for word in words if isinstance(word, str)})
 
+
+#: by its configuration, the function of each trainer that tells loss types apart, and what it calls them
+_KNOWING = {
+    "GRPOConfig": (GRPOTrainer._compute_loss, "self.loss_type"),
+    "DPOConfig": (DPOTrainer._compute_loss, "loss_type"),
+    "KTOConfig": (KTOTrainer._compute_loss, "self.loss_type"),
+    "CPOConfig": (CPOTrainer.cpo_loss, "self.loss_type"),
+    "TPOConfig": (TPOTrainer._compute_loss, "self.loss_type"),
+    "OnlineDPOConfig": (OnlineDPOTrainer.training_step, "self.args.loss_type"),
+}
 
 PEER = Peer(
     name="trl",
@@ -746,16 +555,10 @@ PEER = Peer(
         "ORPO": _ORPO,
     },
     recurring={_STD: "N − 1, plus 0.0001", _NLL: "likelihood per token of the batch"},
-    there=(
-        *(f'GRPOConfig loss_type="{name}"' for name in _named(GRPOTrainer._compute_loss, "self.loss_type")),
-        *(f'DPOConfig loss_type="{name}"' for name in _named(DPOTrainer._compute_loss, "loss_type")),
-        *(f'KTOConfig loss_type="{name}"' for name in _named(KTOTrainer._compute_loss, "self.loss_type")),
-        *(f'CPOConfig loss_type="{name}"' for name in _named(CPOTrainer.cpo_loss, "self.loss_type")),
-        *(f'TPOConfig loss_type="{name}"' for name in _named(TPOTrainer._compute_loss, "self.loss_type")),
-        *(
-            f'OnlineDPOConfig loss_type="{name}"'
-            for name in _named(OnlineDPOTrainer.training_step, "self.args.loss_type")
-        ),
+    there=tuple(
+        f'{config} loss_type="{name}"'
+        for config, (function, word) in _KNOWING.items()
+        for name in _named(function, word)
     ),
     left_out={
         "entropy_coef": "an entropy bonus: the entropy is a number in the language, without a gradient",

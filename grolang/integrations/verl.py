@@ -5,8 +5,8 @@ The engines run `ppo_loss` on each micro-batch and add the gradients without ano
 
 from __future__ import annotations
 
+import ast
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,27 +20,29 @@ with warnings.catch_warnings():
     from verl.workers.utils.losses import ppo_loss
 
 from grolang.compiler.batch import Batch
-from grolang.integrations.peer import Gradient, Loss, Peer
+from grolang.integrations.peer import Gradient, Loss, Peer, Run, row
 
 
-def verl(
-    estimator: str = "grpo",
-    policy_loss: dict[str, Any] | None = None,
-    std: bool = True,
-    truncated: bool = False,
-    **actor: Any,
-) -> Callable[[Batch, int], Gradient]:
-    """An advantage estimator and the actor's settings.
+def _run(adv_estimator: str, norm_adv_by_std_in_grpo: bool = True, **settings: Any) -> Run:
+    """An advantage estimator and the actor's settings, under the names of verl's command line.
 
-    std: GRPO's `norm_adv_by_std_in_grpo`. truncated: the weights of verl's own rollout correction, capped at 2.
+    With `loss_mode=bypass_mode` the loss itself corrects for the sampler; else `rollout_is` makes weights beforehand.
     """
+
+    def of(config: Any) -> dict[str, Any]:
+        return {name: settings.pop(name) for name in config.__dataclass_fields__.keys() & settings.keys()}
+
+    policy, correction = of(PolicyLossConfig), of(RolloutCorrectionConfig)
+    bypass = policy.get("loss_mode") == "bypass_mode"
+    if bypass:
+        policy["rollout_correction"] = RolloutCorrectionConfig(**correction)
 
     def run(batch: Batch, parts: int) -> Gradient:
         assert batch.logp is not None and batch.logp_old is not None and batch.logp_ref is not None
         rows = batch.mask.shape[0]
-        settings: dict[str, Any] = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": rows // parts}
-        config = ActorConfig(**settings, policy_loss=PolicyLossConfig(**(policy_loss or {})), **actor)
-        advantages = _advantages(batch, estimator, std)
+        fixed: dict[str, Any] = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": rows // parts}
+        config = ActorConfig(**fixed, policy_loss=PolicyLossConfig(**policy), **settings)
+        advantages = _advantages(batch, adv_estimator, norm_adv_by_std_in_grpo)
         logp = batch.logp.clone().requires_grad_()
         fields = {
             "response_mask": batch.mask.long(),
@@ -48,7 +50,7 @@ def verl(
             "ref_log_prob": batch.logp_ref,
             "advantages": advantages,
         }
-        if truncated:
+        if correction and not bypass:
             fields["rollout_is_weights"] = _weights(batch)
         step = rows // parts
         torch.manual_seed(0)
@@ -85,6 +87,7 @@ def _advantages(batch: Batch, estimator: str, std: bool) -> torch.Tensor:
 
 
 def _weights(batch: Batch) -> torch.Tensor:
+    """The weights of verl's own rollout correction, capped at 2."""
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
     assert batch.logp_old is not None and batch.logp_sampler is not None
@@ -128,248 +131,229 @@ _WHITE = (
     "spread = sqrt(sum(length * (centred - level) ^ 2 over batch) / (sum(length over batch) - 1))",
     "advantage = (centred - level) / spread if spread > 0 else 0",
 )
-_SEQUENCES: dict[str, Any] = {"loss_agg_mode": "seq-mean-token-mean"}
 
 
-def _said(estimator: str, **settings: Any) -> str:
-    """The settings as they are given on verl's command line."""
-    words = [f"adv_estimator={estimator}"] + [f"{name}={value}" for name, value in settings.items()]
-    return " ".join(words)
+def _row(name: str, compared: str, *changes: str, **words: str) -> Loss:
+    """A row; its name is the settings as on verl's command line, and what is run."""
+    settings = dict(word.split("=") for word in name.split())
+    return row(name, _run(**{key: _value(word) for key, word in settings.items()}), compared, *changes, **words)
 
 
-def _estimator(name: str, mode: str, aggregation: str, method: str, *changes: str, **rest: Any) -> Loss:
-    note, params, std = rest.pop("note", ""), rest.pop("params", {}), rest.pop("std", True)
-    trap = rest.pop("trap", False)
-    said = _said(name, loss_mode=mode, loss_agg_mode=aggregation, **rest)
-    said += "" if std else " norm_adv_by_std_in_grpo=False"
-    run = verl(name, {"loss_mode": mode}, std, loss_agg_mode=aggregation, **rest)
-    return Loss(said, run, method, params, changes, note=note, trap=trap)
+def _value(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
 
 
 _ESTIMATORS = (
-    _estimator(
-        "grpo",
-        "vanilla",
-        "token-mean",
-        "bnpo",
+    _row(
+        "adv_estimator=grpo loss_mode=vanilla loss_agg_mode=token-mean",
+        "bnpo beta=0",
         _STD,
         _DUAL,
-        params={"beta": 0},
-        note="verl's GRPO as it comes: N − 1, dual clip at 3 (clip_ratio_c), the mean over all tokens, no KL",
-        trap=True,
+        trap="verl's GRPO as it comes: N − 1, dual clip at 3 (clip_ratio_c), the mean over all tokens, no KL",
     ),
-    _estimator("grpo", "vanilla", "seq-mean-token-mean", "grpo", _STD, _DUAL, params={"beta": 0}),
-    _estimator("grpo_vectorized", "vanilla", "seq-mean-token-mean", "grpo", _STD, _DUAL, params={"beta": 0}),
-    _estimator(
-        "grpo",
-        "vanilla",
-        "seq-mean-token-sum-norm",
-        "dr_grpo",
+    _row("adv_estimator=grpo loss_mode=vanilla loss_agg_mode=seq-mean-token-mean", "grpo beta=0", _STD, _DUAL),
+    _row(
+        "adv_estimator=grpo_vectorized loss_mode=vanilla loss_agg_mode=seq-mean-token-mean", "grpo beta=0", _STD, _DUAL
+    ),
+    _row(
+        "adv_estimator=grpo loss_mode=vanilla loss_agg_mode=seq-mean-token-sum-norm loss_scale_factor=8 "
+        "norm_adv_by_std_in_grpo=False",
+        "dr_grpo max_length=8",
         _DUAL,
-        loss_scale_factor=8,
-        std=False,
-        params={"max_length": 8},
         note="the divisor is the padded width where loss_scale_factor is not set",
     ),
-    _estimator(
-        "grpo_passk",
-        "gpg",
-        "seq-mean-token-sum",
+    _row(
+        "adv_estimator=grpo_passk loss_mode=gpg loss_agg_mode=seq-mean-token-sum",
         "raft",
         "second = max(correct over others)",
         "advantage = (correct - second) / (sample_std(correct over group) + 0.000001) if correct > second else 0",
     ),
-    _estimator("rloo", "gpg", "seq-mean-token-sum", "rloo"),
-    _estimator("rloo_vectorized", "gpg", "seq-mean-token-sum", "rloo"),
-    _estimator("remax", "gpg", "seq-mean-token-sum", "remax"),
-    _estimator("opo", "gpg", "seq-mean-token-mean", "opo"),
-    _estimator(
-        "reinforce_plus_plus",
-        "vanilla",
-        "token-mean",
-        "reinforce_pp",
+    _row("adv_estimator=rloo loss_mode=gpg loss_agg_mode=seq-mean-token-sum", "rloo"),
+    _row("adv_estimator=rloo_vectorized loss_mode=gpg loss_agg_mode=seq-mean-token-sum", "rloo"),
+    _row("adv_estimator=remax loss_mode=gpg loss_agg_mode=seq-mean-token-sum", "remax"),
+    _row("adv_estimator=opo loss_mode=gpg loss_agg_mode=seq-mean-token-mean", "opo"),
+    _row(
+        "adv_estimator=reinforce_plus_plus loss_mode=vanilla loss_agg_mode=token-mean",
+        "reinforce_pp beta=0",
         "σ_b = sample_std(reward over batch)",
         _DUAL,
-        params={"beta": 0},
     ),
-    _estimator(
-        "reinforce_plus_plus_baseline",
-        "vanilla",
-        "token-mean",
+    _row(
+        "adv_estimator=reinforce_plus_plus_baseline loss_mode=vanilla loss_agg_mode=token-mean",
         "reinforce_pp_baseline",
         *_WHITE,
         _DUAL,
         note="whitened over tokens, so long completions count more in the mean and the spread",
     ),
-    _estimator(
-        "gdpo",
-        "vanilla",
-        "token-mean",
+    _row(
+        "adv_estimator=gdpo loss_mode=vanilla loss_agg_mode=token-mean",
         "reinforce_pp_baseline",
         "centred = (reward - baseline) / (sample_std(reward over group) + 0.000001)",
         *_WHITE,
         _DUAL,
         note="with one reward",
     ),
-    _estimator(
-        "gpg",
-        "gpg",
-        "token-mean",
+    _row(
+        "adv_estimator=gpg loss_mode=gpg loss_agg_mode=token-mean",
         "gpg",
         "valid = mean(reward != 0 over batch)",
-        note="the scale counts rewards that are not 0, where the paper counts groups that are not all equal",
-        trap=True,
+        trap="the scale counts rewards that are not 0, where the paper counts groups that are not all equal",
     ),
 )
 
-
-def _policy(mode: str, method: str, *changes: str, **rest: Any) -> Loss:
-    note, params, beyond = rest.pop("note", ""), rest.pop("params", {}), rest.pop("beyond", "")
-    own, trap = rest.pop("own", {}), rest.pop("trap", False)
-    first = (_STD,) if rest.pop("std", True) and not beyond else ()
-    said = _said("grpo", loss_mode=mode, **own, **rest)
-    run = verl("grpo", {"loss_mode": mode, **own}, **rest)
-    return Loss(said, run, method, params, (*first, *changes), beyond, note, trap)
-
-
-def _kept(bound: str) -> str:
-    return f"omega(z) = min(exp(z), 3) if ({bound}) else 0"
-
-
-_BINARY = "log((1 - exp(logp_old)) / (1 - exp(logp)))"
 _POLICIES = (
-    _policy(
-        "vanilla",
+    _row(
+        "adv_estimator=grpo loss_mode=vanilla clip_ratio_high=0.28",
         "dapo",
+        _STD,
         "omega(z) = 0 if (exp(z) > 1 + epsilon_high if advantage > 0 else exp(z) < 1 - epsilon or exp(z) > 3) "
         "else exp(z)",
-        clip_ratio_high=0.28,
     ),
-    _policy(
-        "dppo_tv",
+    _row(
+        "adv_estimator=grpo loss_mode=dppo_tv",
         "cispo",
-        _kept("exp(logp) - exp(logp_old) <= 0.2 if advantage > 0 else exp(logp) - exp(logp_old) >= -0.2"),
-        note="clip_ratio_c caps the ratio, and its default is 3 here, not the 20 that the code falls back on",
-        trap=True,
+        _STD,
+        "omega(z) = min(exp(z), 3) if "
+        "(exp(logp) - exp(logp_old) <= 0.2 if advantage > 0 else exp(logp) - exp(logp_old) >= -0.2) else 0",
+        trap="clip_ratio_c caps the ratio, and its default is 3 here, not the 20 that the code falls back on",
     ),
-    _policy(
-        "dppo_kl",
+    _row(
+        "adv_estimator=grpo loss_mode=dppo_kl",
         "cispo",
-        f"kl = exp(logp_old) * (logp_old - logp) + (1 - exp(logp_old)) * {_BINARY}",
-        _kept("kl <= 0.2 or (logp <= logp_old if advantage > 0 else logp >= logp_old)"),
+        _STD,
+        "kl = exp(logp_old) * (logp_old - logp) + (1 - exp(logp_old)) * log((1 - exp(logp_old)) / (1 - exp(logp)))",
+        "omega(z) = min(exp(z), 3) if (kl <= 0.2 or (logp <= logp_old if advantage > 0 else logp >= logp_old)) else 0",
     ),
-    _policy(
-        "gspo",
-        "gspo",
-        params={"epsilon": 0.2, "epsilon_high": 0.2},
+    _row(
+        "adv_estimator=grpo loss_mode=gspo loss_agg_mode=seq-mean-token-mean",
+        "gspo epsilon=0.2 epsilon_high=0.2",
+        _STD,
         note="the default clips are 0.2, GSPO's are 0.0003 and 0.0004",
-        **_SEQUENCES,
     ),
-    _policy("gspo", "gspo", _TOKENS, params={"epsilon": 0.2, "epsilon_high": 0.2}),
-    _policy("sapo", "sapo", note="averaged per completion, whatever loss_agg_mode says", trap=True),
-    _policy("gpg", "gpg", "advantage = (reward - baseline) / (sample_std(reward over group) + 0.000001)", std=False),
-    _policy(
-        "clip_cov",
-        "grpo",
-        own={"clip_cov_lb": -10.0},
-        params={"beta": 0},
+    _row("adv_estimator=grpo loss_mode=gspo", "gspo epsilon=0.2 epsilon_high=0.2", _STD, _TOKENS),
+    _row(
+        "adv_estimator=grpo loss_mode=sapo", "sapo", _STD, trap="averaged per completion, whatever loss_agg_mode says"
+    ),
+    _row(
+        "adv_estimator=grpo loss_mode=gpg",
+        "gpg",
+        "advantage = (reward - baseline) / (sample_std(reward over group) + 0.000001)",
+    ),
+    _row(
+        "adv_estimator=grpo loss_mode=clip_cov clip_cov_lb=-10.0",
+        "grpo beta=0",
         beyond="tokens are dropped at random within a micro-batch",
     ),
-    _policy(
-        "kl_cov",
-        "grpo",
-        own={"kl_cov_ratio": 0.2},
-        params={"beta": 0},
+    _row(
+        "adv_estimator=grpo loss_mode=kl_cov kl_cov_ratio=0.2",
+        "grpo beta=0",
         beyond="a KL on the tokens of largest covariance in a micro-batch",
     ),
-    _policy(
-        "geo_mean",
-        "gmpo",
-        params={"epsilon": 0.2},
-        note="averages over the micro-batch, and the engines add micro-batches up: two of them double the gradient",
-        trap=True,
+    _row(
+        "adv_estimator=grpo loss_mode=geo_mean",
+        "gmpo epsilon=0.2",
+        _STD,
+        trap="averages over the micro-batch, and the engines add micro-batches up: two of them double the gradient",
     ),
-    _policy(
-        "dro",
-        "grpo",
+    _row(
+        "adv_estimator=grpo loss_mode=dro dro_beta=0.1",
+        "grpo beta=0",
+        _STD,
         "omega(z) = 1",
         "penalty = 0.05 * (logp - logp_old) ^ 2",
         _TOKENS,
-        own={"dro_beta": 0.1},
-        params={"beta": 0},
     ),
-    _policy(
+    _row(
+        "adv_estimator=grpo loss_mode=cispo",
         "cispo",
-        "cispo",
+        _STD,
         "omega(z) = clip(exp(z), 0.8, 1.2)",
-        note="the ratio is clipped from below as well, at 0.8",
-        trap=True,
+        trap="the ratio is clipped from below as well, at 0.8",
     ),
-    Loss(
-        _said("grpo", loss_mode="vanilla", rollout_is="token", **_SEQUENCES),
-        verl("grpo", truncated=True, **_SEQUENCES),
-        "tis",
-        {"beta": 0},
-        (_STD, _DUAL),
+    _row(
+        "adv_estimator=grpo loss_mode=vanilla rollout_is=token loss_agg_mode=seq-mean-token-mean",
+        "tis beta=0",
+        _STD,
+        _DUAL,
     ),
-    Loss(
-        _said("grpo", loss_mode="bypass_mode", loss_type="reinforce", rollout_is="token"),
-        verl(
-            "grpo",
-            {
-                "loss_mode": "bypass_mode",
-                "rollout_correction": RolloutCorrectionConfig(loss_type="reinforce", rollout_is="token"),
-            },
-        ),
+    _row(
+        "adv_estimator=grpo loss_mode=bypass_mode loss_type=reinforce rollout_is=token",
         "cispo",
-        {},
-        (_STD, "omega(z) = min(exp(z), 2)"),
+        _STD,
+        "omega(z) = min(exp(z), 2)",
     ),
-    Loss(
-        _said("grpo", loss_mode="bypass_mode", loss_type="ppo_clip"),
-        verl(
-            "grpo",
-            {"loss_mode": "bypass_mode", "rollout_correction": RolloutCorrectionConfig(loss_type="ppo_clip")},
-        ),
-        "bnpo",
-        {"beta": 0},
-        (_STD, _DUAL),
-    ),
+    _row("adv_estimator=grpo loss_mode=bypass_mode loss_type=ppo_clip", "bnpo beta=0", _STD, _DUAL),
 )
-
-
-def _aggregated(mode: str, *changes: str, **rest: Any) -> Loss:
-    run = verl("grpo", loss_agg_mode=mode, **rest)
-    return Loss(_said("grpo", loss_agg_mode=mode, **rest), run, "grpo", {"beta": 0}, (_STD, _DUAL, *changes))
-
 
 _MODES = (
-    _aggregated("token-mean", _TOKENS),
-    _aggregated("token-sum", "aggregate = sum over batch"),
-    _aggregated("seq-mean-token-sum", "aggregate = sum over tokens, mean over sequences"),
-    _aggregated("seq-mean-token-mean"),
-    _aggregated("seq-mean-token-sum-norm", "aggregate = sum over tokens / 8, mean over sequences", loss_scale_factor=8),
+    _row("adv_estimator=grpo loss_agg_mode=token-mean", "grpo beta=0", _STD, _DUAL, _TOKENS),
+    _row("adv_estimator=grpo loss_agg_mode=token-sum", "grpo beta=0", _STD, _DUAL, "aggregate = sum over batch"),
+    _row(
+        "adv_estimator=grpo loss_agg_mode=seq-mean-token-sum",
+        "grpo beta=0",
+        _STD,
+        _DUAL,
+        "aggregate = sum over tokens, mean over sequences",
+    ),
+    _row("adv_estimator=grpo loss_agg_mode=seq-mean-token-mean", "grpo beta=0", _STD, _DUAL),
+    _row(
+        "adv_estimator=grpo loss_agg_mode=seq-mean-token-sum-norm loss_scale_factor=8",
+        "grpo beta=0",
+        _STD,
+        _DUAL,
+        "aggregate = sum over tokens / 8, mean over sequences",
+    ),
 )
 
-
-def _kl(kind: str, method: str, *changes: str, note: str = "") -> Loss:
-    settings: dict[str, Any] = {"use_kl_loss": True, "kl_loss_type": kind, "kl_loss_coef": 0.04, **_SEQUENCES}
-    return Loss(_said("grpo", **settings), verl("grpo", **settings), method, {}, (_STD, _DUAL, *changes), note=note)
-
-
 _KL = (
-    _kl("kl", "grpo_k1", note="its gradient is a constant, 0 in expectation"),
-    _kl("abs", "grpo", "penalty = beta * abs(logp - logp_ref)"),
-    _kl("mse", "grpo_k2"),
-    _kl(
-        "low_var_kl",
+    _row(
+        "adv_estimator=grpo use_kl_loss=True kl_loss_type=kl kl_loss_coef=0.04 loss_agg_mode=seq-mean-token-mean",
+        "grpo_k1",
+        _STD,
+        _DUAL,
+        note="its gradient is a constant, 0 in expectation",
+    ),
+    _row(
+        "adv_estimator=grpo use_kl_loss=True kl_loss_type=abs kl_loss_coef=0.04 loss_agg_mode=seq-mean-token-mean",
         "grpo",
+        _STD,
+        _DUAL,
+        "penalty = beta * abs(logp - logp_ref)",
+    ),
+    _row(
+        "adv_estimator=grpo use_kl_loss=True kl_loss_type=mse kl_loss_coef=0.04 loss_agg_mode=seq-mean-token-mean",
+        "grpo_k2",
+        _STD,
+        _DUAL,
+    ),
+    _row(
+        "adv_estimator=grpo use_kl_loss=True kl_loss_type=low_var_kl kl_loss_coef=0.04 "
+        "loss_agg_mode=seq-mean-token-mean",
+        "grpo",
+        _STD,
+        _DUAL,
         "penalty = beta * min(exp(logp_ref - logp) - (logp_ref - logp) - 1, 10)",
         note="clamped at 10: a token that is far off has no KL gradient",
     ),
-    _kl("k1+", "grpo_k2", note="the value of k1, the gradient of k2"),
-    _kl("k3+", "grpo_k2", note="the value of k3, the gradient of k2"),
+    _row(
+        "adv_estimator=grpo use_kl_loss=True kl_loss_type=k1+ kl_loss_coef=0.04 loss_agg_mode=seq-mean-token-mean",
+        "grpo_k2",
+        _STD,
+        _DUAL,
+        note="the value of k1, the gradient of k2",
+    ),
+    _row(
+        "adv_estimator=grpo use_kl_loss=True kl_loss_type=k3+ kl_loss_coef=0.04 loss_agg_mode=seq-mean-token-mean",
+        "grpo_k2",
+        _STD,
+        _DUAL,
+        note="the value of k3, the gradient of k2",
+    ),
 )
+
 
 PEER = Peer(
     name="verl",
