@@ -18,7 +18,6 @@ from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path
 from pygls.workspace import PositionCodec
 
-from grolang.language.analysis import arguments
 from grolang.language.checker import Checked, check
 from grolang.language.declarations import Declarations, canonical, declare
 from grolang.language.diagnostics import Diagnostic, GroError
@@ -137,7 +136,6 @@ class Page:
         if method is None or (name not in method.definitions and name not in method.functions):
             return []
         facts = Facts(method)
-        facts.arguments = arguments(method, facts)
         body = (method.definitions.get(name) or method.functions[name]).body
         flow = "a gradient in `logp` flows through it" if body.live else "a number: no gradient flows through it"
         return [f"{body.scope.phrase}, in {facts.range(body)}; {flow}"]

@@ -13,12 +13,11 @@ from grolang.language.diagnostics import GroError
 def explain_error(code: Annotated[str, typer.Argument(metavar="CODE", help="Such as E301.")]) -> None:
     """Explain a code: what it says, why it matters, a bad and a good example."""
     from grolang.language.codes import CODES
-    from grolang.language.findings import nearest
+    from grolang.language.findings import suggested
 
     word = code.strip().upper()
     if word not in CODES:
-        near = nearest(word, CODES)
-        help = f"did you mean `{near}`?" if near else f"they are {', '.join(CODES)}"
+        help = suggested(word, CODES, f"they are {', '.join(CODES)}")
         raise GroError.plain(f"there is no code `{code}`", help=help, code="E602")
     row = CODES[word]
     say(f"{word}: {row.title}\n\n{row.what}\n{row.why}\n")

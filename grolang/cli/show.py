@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from lark import Token, Tree
@@ -17,19 +16,11 @@ from grolang.language.source import Source
 from grolang.language.syntax import parse
 
 
-class Stage(str, Enum):
-    text = "text"
-    tree = "tree"
-    ir = "ir"
-    facts = "facts"
-    needs = "needs"
-    steps = "steps"
-    python = "python"
-
-
 def show(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
-    stage: Annotated[Stage, typer.Option(help="How far on its way.")] = Stage.text,
+    stage: Annotated[
+        Literal["text", "tree", "ir", "facts", "needs", "steps", "python"], typer.Option(help="How far on its way.")
+    ] = "text",
 ) -> None:
     """Print a method at one stage: its text, trees, checked form, facts, needs, tensor steps or Python."""
     source = library.find(file)
@@ -71,12 +62,10 @@ def _ir(source: Source) -> str:
 
 def _facts(source: Source) -> str:
     """A line for each definition, component and report: scope, flow and range."""
-    from grolang.language.analysis import arguments
     from grolang.language.facts import Facts
 
     method = check(source).unwrap()
     facts = Facts(method)
-    facts.arguments = arguments(method, facts)
     rows = [("NAME", "SCOPE", "FLOW", "RANGE", "MOVES")]
     for name, body in _bodies(method):
         flow = "live in logp" if body.live else "number"
@@ -141,11 +130,11 @@ def _python(source: Source) -> str:
 
 
 _STAGES = {
-    Stage.text: _text,
-    Stage.tree: _tree,
-    Stage.ir: _ir,
-    Stage.facts: _facts,
-    Stage.needs: _needs,
-    Stage.steps: _steps,
-    Stage.python: _python,
+    "text": _text,
+    "tree": _tree,
+    "ir": _ir,
+    "facts": _facts,
+    "needs": _needs,
+    "steps": _steps,
+    "python": _python,
 }

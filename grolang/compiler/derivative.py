@@ -16,7 +16,7 @@ from lark import Token, Tree
 from grolang.compiler.program import Builder
 from grolang.language.functions import BINARY, FUNCTIONS
 from grolang.language.scopes import Scope
-from grolang.language.syntax import parser
+from grolang.language.syntax import branches, operator, parser
 
 
 def gradient(build: Builder, output: int, seed: int, variable: int) -> int:
@@ -101,14 +101,12 @@ def _gathered(build: Builder, share: int, scope: Scope, target: Scope) -> int:
 def _unreduced(build: Builder, index: int, adjoint: int) -> int:
     """The adjoint of a reduction: sums and means in closed form, the rest by the step that knows the values."""
     step = build[index]
-    function, child_word, others = step.detail
-    child = Scope[str(child_word).upper()]
-    if not others and function in ("sum", "mean"):
-        if function == "mean":
-            adjoint = build.apply("divide", adjoint, build.count(child, step.scope))
-        return build.spread(adjoint, child)
+    if not step.others and step.detail[0] in ("sum", "mean"):
+        if step.detail[0] == "mean":
+            adjoint = build.apply("divide", adjoint, build.count(step.child, step.scope))
+        return build.spread(adjoint, step.child)
     place = build.spread(adjoint, step.scope)
-    return build.emit("unreduce", [step.args[0], index, place, *step.args[1:]], step.detail, scope=child)
+    return build.emit("unreduce", [step.args[0], index, place, *step.args[1:]], step.detail, scope=step.child)
 
 
 Value = TypeVar("Value")
@@ -135,36 +133,29 @@ def _tree(text: str) -> Tree[Token]:
 
 
 def _written(algebra: Algebra[Value], tree: Tree[Token], names: Mapping[str, Value]) -> Value:
-    def parts(*trees: object) -> list[Value]:
-        return [_written(algebra, child, names) for child in trees if isinstance(child, Tree)]
-
-    children = tree.children
+    children, below = tree.children, [_written(algebra, branch, names) for branch in branches(tree)]
+    if (function := operator(tree)) is not None:
+        return algebra.apply(function, *below)
     match str(tree.data):
         case "literal":
             return algebra.number(float(str(children[0])))
         case "parenthesis":
-            return parts(*children)[0]
+            return below[0]
         case "name":
             return names[str(children[0])]
-        case "negative" | "binary":
-            function = "negate" if tree.data == "negative" else BINARY[str(children[1])].name
-            return algebra.apply(function, *parts(*children))
         case "if_else":
-            then, condition, otherwise = parts(*children)
+            then, condition, otherwise = below
             return algebra.apply("choose", condition, then, otherwise)
         case "comparison":
-            values = parts(*children)
             pairs = [
                 algebra.apply(BINARY[str(sign)].name, left, right)
-                for left, right, sign in zip(values, values[1:], children[1::2])
+                for left, right, sign in zip(below, below[1:], children[1::2])
             ]
             held = pairs[0]
             for pair in pairs[1:]:
                 held = algebra.apply("and", held, pair)
             return held
-        case "and_":
-            return algebra.apply("and", *parts(*children))
         case "call":
-            return algebra.apply(str(children[0]), *parts(*children[1:]))
+            return algebra.apply(str(children[0]), *below)
         case rule:
             raise AssertionError(f"bug in grolang: a derivative uses `{rule}`")

@@ -12,24 +12,11 @@ from itertools import count
 from grolang.compiler.lowering import lower
 from grolang.compiler.program import MISMATCHED, Program, Step
 from grolang.compiler.standalone import OWN_NAMES, PAIRED, file_of
-from grolang.language.functions import LOG_PROBS
+from grolang.language.functions import BINARY, DENIED, LOG_PROBS
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
 
-_INFIX = {
-    "add": "+",
-    "subtract": "-",
-    "multiply": "*",
-    "divide": "/",
-    "power": "**",
-    "less": "<",
-    "less_equal": "<=",
-    "greater": ">",
-    "greater_equal": ">=",
-    "equal": "==",
-    "not_equal": "!=",
-}
-_TRUTHS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+_INFIX = {row.name: row.symbol for row in BINARY.values() if not row.symbol.isalpha()} | {"power": "**"}
 _CALLS = {
     "negate": "-{0}",
     "not": "({0} == 0).to(dtype)",
@@ -101,7 +88,7 @@ def _lines(program: Program, order: list[int], names: dict[int, str]) -> list[st
         value = _value(program, step, names)
         inline = step.op in _INLINE and index not in names and len(value) <= _SHORT
         if inline and len(users[index]) == 1 and program.steps[users[index][0]].op not in _TWICE:
-            open_ended = step.op in _INFIX and step.op not in _TRUTHS
+            open_ended = step.op in _INFIX and step.op not in DENIED
             names[index] = f"({value})" if open_ended or value[0] == "-" else value
         else:
             names[index] = names.get(index) or _free(f"v{next(numbers)}", taken)
@@ -198,7 +185,7 @@ def _value(program: Program, step: Step, names: dict[int, str]) -> str:
             if all(program.steps[argument].op in ("const", "param") for argument in step.args):
                 plain[0] = tensors[0]
             made = f"{plain[0]} {_INFIX[op]} {plain[1]}"
-            return f"({made}).to(dtype)" if op in _TRUTHS else made
+            return f"({made}).to(dtype)" if op in DENIED else made
         case op:
             return _CALLS.get(op, f"torch.{op}({{0}})").format(*(tensors if op in _PREFIX else bare))
 
@@ -220,7 +207,7 @@ def _spread(program: Program, step: Step, value: str, at: str) -> str:
 
 
 def _children(step: Step, parent: Scope, at: str) -> str:
-    others = ", True" if step.detail[2] else ""
+    others = ", True" if step.others else ""
     return f"{at}.children({_scope(step.detail[1])}, Scope.{parent.name}{others})"
 
 

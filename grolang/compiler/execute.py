@@ -143,7 +143,7 @@ class Run:
             case "load":
                 return self._load(str(step.detail[0]), step.world)
             case "count":
-                return self._count(Scope[str(step.detail[0]).upper()], step)
+                return self._count(step)
             case "spread":
                 scope = self.program.steps[step.args[0]].scope
                 return self._spread(args[0], scope, step.scope, self._in(step.world))
@@ -217,12 +217,12 @@ class Run:
             raise GroError.plain("`demonstration` must be 1 or 0 in every row", help="1 marks a demonstration")
         return values
 
-    def _count(self, child: Scope, step: Step) -> Tensor:
+    def _count(self, step: Step) -> Tensor:
         layout = self._in(step.world)
         if step.scope <= Scope.BATCH:
-            return torch.tensor(self._size(layout, child), dtype=self.dtype, device=self.device)
-        self.need_groups(step.scope, child)
-        return layout.children(child, step.scope)[1].sum(1).to(self.dtype)
+            return torch.tensor(self._size(layout, step.child), dtype=self.dtype, device=self.device)
+        self.need_groups(step.scope, step.child)
+        return layout.children(step.child, step.scope)[1].sum(1).to(self.dtype)
 
     def _size(self, layout: Layout, scope: Scope) -> int:
         self.need_groups(scope)
@@ -242,11 +242,9 @@ class Run:
         return value[layout.parent(to, scope)]
 
     def _children(self, step: Step, parent: Scope) -> tuple[Tensor, Tensor]:
-        _, child_word, others = step.detail
-        child = Scope[str(child_word).upper()]
-        self.need_groups(parent, child, Scope.GROUP if others else child)
-        index, there = self._in(step.world).children(child, parent, bool(others))
-        if others and not bool(there.any(1).all()):
+        self.need_groups(parent, step.child, Scope.GROUP if step.others else step.child)
+        index, there = self._in(step.world).children(step.child, parent, step.others)
+        if step.others and not bool(there.any(1).all()):
             alone = int((~there.any(1)).nonzero()[0, 0])
             ids, group = self.layout.groups
             message = f"`over others` in a group of one: group {int(ids[group[alone]])} has a single sequence"

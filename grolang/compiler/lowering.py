@@ -7,20 +7,8 @@ from collections.abc import Iterable, Mapping
 from grolang.compiler.derivative import gradient
 from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
 from grolang.compiler.verify import verified
+from grolang.language import ir
 from grolang.language.declarations import room_to_nest
-from grolang.language.ir import (
-    Arbitrary,
-    Argument,
-    Call,
-    Expr,
-    MethodIR,
-    Named,
-    Number,
-    Observed,
-    Parameter,
-    Reduce,
-    Step,
-)
 from grolang.language.scopes import AGGREGATED, REDUCED, Scope
 
 
@@ -32,9 +20,9 @@ class Lowering:
 
     def __init__(
         self,
-        method: MethodIR,
+        method: ir.MethodIR,
         builder: Builder | None = None,
-        exchanges: Mapping[str, Expr] | None = None,
+        exchanges: Mapping[str, ir.Expr] | None = None,
         owner: Lowering | None = None,
     ) -> None:
         self.method = method
@@ -66,35 +54,35 @@ class Lowering:
         self._arguments[name] = argument
         return self.expression(self.method.functions[name].body, MAIN)
 
-    def expression(self, expr: Expr, world: str = MAIN) -> int:
+    def expression(self, expr: ir.Expr, world: str = MAIN) -> int:
         before, self.builder.span = self.builder.span, expr.span
         try:
             return self._expression(expr, world)
         finally:
             self.builder.span = before
 
-    def _expression(self, expr: Expr, world: str) -> int:
+    def _expression(self, expr: ir.Expr, world: str) -> int:
         build = self.builder
         match expr:
-            case Number():
+            case ir.Number():
                 return build.number(expr.value)
-            case Parameter():
+            case ir.Parameter():
                 value = self.method.parameters[expr.name].value
                 return build.emit("param", detail=(expr.name, value), scope=Scope.CONST)
-            case Observed():
+            case ir.Observed():
                 return self._observed(expr, world)
-            case Named():
+            case ir.Named():
                 return self.component(expr.name, world)
-            case Argument():
+            case ir.Argument():
                 return self._arguments[expr.name]
-            case Arbitrary():
+            case ir.Arbitrary():
                 return build.load(f"any {expr.span.start}", expr.scope, world)
-            case Reduce():
+            case ir.Reduce():
                 return self._reduce(expr, world)
-            case Call():
+            case ir.Call():
                 return self._call(expr, world)
 
-    def _observed(self, expr: Observed, world: str) -> int:
+    def _observed(self, expr: ir.Observed, world: str) -> int:
         build = self.builder
         match expr.name:
             case name if name in self.exchanges:
@@ -110,7 +98,7 @@ class Lowering:
             case name:
                 return build.load(name, expr.scope, world)
 
-    def _exchanged(self, expr: Expr, world: str) -> int:
+    def _exchanged(self, expr: ir.Expr, world: str) -> int:
         """An observable's stand-in, made of the batch's own observables."""
         owner, greedy = self.owner, self.owner._greedy
         owner._greedy = self._greedy
@@ -131,7 +119,7 @@ class Lowering:
         shown = build.load("demonstration", Scope.SEQUENCE)
         return build.apply("choose", shown, now, build.load("logp_old", Scope.TOKEN))
 
-    def _reduce(self, expr: Reduce, world: str) -> int:
+    def _reduce(self, expr: ir.Reduce, world: str) -> int:
         if expr.arguments[0].scope is Scope.COMPARISON:
             return self._compare(expr)
         value, *more = (self.expression(argument, world) for argument in expr.arguments)
@@ -142,12 +130,12 @@ class Lowering:
             expr.function, value, child, parent, *more, others=expr.axis == "others", world=world
         )
 
-    def _compare(self, expr: Reduce) -> int:
+    def _compare(self, expr: ir.Reduce) -> int:
         """Over the others of a value that `own` is part of."""
         value, *more = self._versus(expr.arguments[0]), *(self.expression(q) for q in expr.arguments[1:])
         return self.builder.reduce(expr.function, value, Scope.COMPARISON, Scope.SEQUENCE, *more, others=True)
 
-    def _versus(self, expr: Expr) -> int:
+    def _versus(self, expr: ir.Expr) -> int:
         """At each comparison: what is `own` is that of the sequence itself, the rest that of the other one."""
         build = self.builder
         before, build.span = build.span, expr.span
@@ -157,7 +145,7 @@ class Lowering:
                 if build[value].scope < Scope.SEQUENCE:
                     return value
                 return build.emit("swapped", [build.spread(value, Scope.COMPARISON)], scope=Scope.COMPARISON)
-            assert isinstance(expr, Call), "bug in grolang: no comparison is a name"
+            assert isinstance(expr, ir.Call), "bug in grolang: no comparison is a name"
             if expr.function == "own":
                 return build.spread(self.expression(expr.arguments[0]), Scope.COMPARISON)
             args = [self._versus(argument) for argument in expr.arguments]
@@ -167,7 +155,7 @@ class Lowering:
         finally:
             build.span = before
 
-    def _call(self, expr: Call, world: str) -> int:
+    def _call(self, expr: ir.Call, world: str) -> int:
         build = self.builder
         match expr.function:
             case "mismatched":
@@ -197,7 +185,7 @@ class Lowering:
 
     # --- the estimator ------------------------------------------------------------------------------------------
 
-    def weight(self, steps: Iterable[Step], scope: Scope) -> int:
+    def weight(self, steps: Iterable[ir.Step], scope: Scope) -> int:
         """The factor that an aggregation gives to each value of this scope, so that it is Σ weight · value.
 
         A step over an axis that the scope does not have is skipped; `over sequences` of a group value counts it
@@ -230,7 +218,7 @@ class Lowering:
         build = self.builder
         return index if build[index].scope <= scope else build.reduce("mean", index, build[index].scope, scope)
 
-    def total(self, expr: Expr, steps: Iterable[Step]) -> tuple[int, int]:
+    def total(self, expr: ir.Expr, steps: Iterable[ir.Step]) -> tuple[int, int]:
         """An expression aggregated to one number, and the coefficients that descend it: −∂total/∂logp."""
         build = self.builder
         value = build.spread(self._at(self.expression(expr), expr.scope), expr.scope)
@@ -241,7 +229,7 @@ class Lowering:
         return total, build.apply("negate", slope)
 
 
-def lower(method: MethodIR, *, settable: bool = False) -> Program:
+def lower(method: ir.MethodIR, *, settable: bool = False) -> Program:
     """The program of a method; `settable`: one in which parameters that are not 0 may get other values.
 
     Outputs: `coefficient` [N], −∂loss/∂logp of each valid token; `score_coefficient`, the same without the
@@ -277,7 +265,7 @@ def estimator(low: Lowering) -> dict[str, int]:
     return outputs
 
 
-def _mean(low: Lowering, expr: Expr) -> int:
+def _mean(low: Lowering, expr: ir.Expr) -> int:
     """The mean over the batch: over all tokens of a token value, over all sequences of the rest."""
     value = low.expression(expr)
     if expr.scope <= Scope.BATCH:

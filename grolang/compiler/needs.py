@@ -69,7 +69,7 @@ def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
         entropy="entropy" in names,
         old="logp_old" in names,
         sampler="logp_sampler" in names,
-        others=any(program.steps[index].op == "reduce" and program.steps[index].detail[2] for index in used),
+        others=any(program.steps[index].op == "reduce" and program.steps[index].others for index in used),
         scores=tuple(name for name in score_names if name in names or f"greedy {name}" in names),
         scope=extent(program, MAIN, CURRENT),
         old_scope=extent(on_policy(program), MAIN, CURRENT),
@@ -105,7 +105,7 @@ def extent(program: Program, world: str, current: tuple[str, ...]) -> str:
                 case "opposite" | "chosen" | "rejected" | "swapped":
                     extent = min(extent, Scope.GROUP)
                 case "reduce" | "unreduce":
-                    joint = Scope.GROUP if step.detail[2] else _parent(program, index)
+                    joint = Scope.GROUP if step.others else _parent(program, index)
                     extent = min(extent, joint)
         extents[index] = extent
     found = extents[program.outputs["coefficient"]]

@@ -41,11 +41,8 @@ def _written(build: Builder, step: Step, args: list[int], program: Program) -> i
         case "spread":
             return build.spread(args[0], step.scope, step.world)
         case "reduce":
-            function, child, others = step.detail
-            scope = Scope[str(child).upper()]
-            return build.reduce(
-                str(function), args[0], scope, step.scope, *args[1:], others=bool(others), world=step.world
-            )
+            function, (value, *more) = str(step.detail[0]), args
+            return build.reduce(function, value, step.child, step.scope, *more, others=step.others, world=step.world)
         case "opposite" | "chosen" | "rejected" | "swapped" if build[build.unspread(args[0])].scope <= Scope.GROUP:
             return build.spread(build.unspread(args[0]), step.scope)
         case "to_go" | "so_far" if build.value(args[0]) == 0.0:

@@ -53,6 +53,16 @@ class Step:
     world: str
     span: Span | None = field(compare=False, default=None)
 
+    @property
+    def child(self) -> Scope:
+        """The scope that a count counts, or that a reduction or its adjoint runs over."""
+        return Scope[str(self.detail[0 if self.op == "count" else 1]).upper()]
+
+    @property
+    def others(self) -> bool:
+        """Whether a reduction or its adjoint leaves the sequence itself out."""
+        return self.op in ("reduce", "unreduce") and bool(self.detail[2])
+
 
 @dataclass(frozen=True)
 class Program:

@@ -152,7 +152,7 @@ def _tensors(method: MethodIR, program: Program, order: list[int]) -> list[str]:
     found["logp"] = ("[S, T]", OBSERVABLES["logp"].help)
     for index in order:
         step = program.steps[index]
-        if step.scope is Scope.GROUP or step.op == "opposite" or "others" in step.detail:
+        if step.scope is Scope.GROUP or step.op == "opposite" or step.others:
             found["group"] = ("[S]", "int: rows of one prompt (or pair) have the same number")
         if step.op in PAIRED:
             found["label"] = ("[S]", OBSERVABLES["label"].help)

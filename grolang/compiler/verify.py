@@ -42,13 +42,12 @@ def _fault(step: Step, args: list[Step]) -> str | None:
         case "load":
             return None if not args else "takes arguments"
         case "count":
-            return None if Scope[str(step.detail[0]).upper()] > step.scope else "counts what is not inside of it"
+            return None if step.child > step.scope else "counts what is not inside of it"
         case "spread":
             return None if len(args) == 1 and scopes[0] < step.scope else "spreads to a scope that is not finer"
         case "reduce":
-            child, others = Scope[str(step.detail[1]).upper()], bool(step.detail[2])
-            expected = step.scope is Scope.SEQUENCE if others else step.scope < child
-            return None if scopes[0] is child and expected else "reduces over an axis that its value lacks"
+            expected = step.scope is Scope.SEQUENCE if step.others else step.scope < step.child
+            return None if scopes[0] is step.child and expected else "reduces over an axis that its value lacks"
         case "unreduce":
             same = scopes[0] is step.scope and scopes[1] is scopes[2]
             return None if same else "is no adjoint of its reduction"

@@ -6,16 +6,14 @@ They are numbers alone: plots.py draws them, and a report of a run may lay its o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from grolang.language.analysis import arguments
 from grolang.language.diagnostics import GroError
-from grolang.language.facts import Facts, value
-from grolang.language.functions import FUNCTIONS
-from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Observed, Reduce
+from grolang.language.facts import Facts, elementwise, value
+from grolang.language.ir import Argument, Expr, MethodIR, Named, Observed, nodes
 
 if TYPE_CHECKING:
     from grolang.compiler.batch import Batch
@@ -64,10 +62,10 @@ def upsilon(method: MethodIR) -> Plot | None:
 
 def _function(method: MethodIR, name: str, x: str, y: str) -> Plot | None:
     body = method.functions[name].body
-    parts = list(_parts(body))
+    parts = list(nodes(body))
     if isinstance(body, Argument) or not any(isinstance(part, Argument) for part in parts):
         return None
-    if not all(map(_plain, parts)):
+    if not all(map(elementwise, parts)):
         return None
     held = sorted({part.name for part in parts if isinstance(part, (Named, Observed)) and not _known(part, method)})
 
@@ -79,8 +77,7 @@ def _function(method: MethodIR, name: str, x: str, y: str) -> Plot | None:
 
         return function
 
-    known = Facts(method, fixed=True)
-    inside = arguments(method, known)[name]
+    inside = Facts(method, fixed=True).arguments[name]
     width = max(_width(at(sign)) for _, sign in SAMPLES)
     low, high = max(-width, inside.low), min(width, inside.high)
     if not low < high:
@@ -92,26 +89,13 @@ def _function(method: MethodIR, name: str, x: str, y: str) -> Plot | None:
     return Plot(name, x, y, tuple(curves), f"with {' and '.join(held)} at 0" if held else "")
 
 
-def _parts(expr: Expr) -> Iterator[Expr]:
-    """An expression's nodes, definitions not entered."""
-    stack = [expr]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack += node.arguments if isinstance(node, (Call, Reduce)) else ()
-
-
-def _plain(node: Expr) -> bool:
-    return not isinstance(node, Reduce) and (not isinstance(node, Call) or node.function in FUNCTIONS)
-
-
 def _known(node: Expr, method: MethodIR) -> bool:
     """Whether a name has a value where nothing but the sign of the sample is given."""
     if isinstance(node, Observed):
         return node.name == "label"
     if not isinstance(node, Named) or node.name == "advantage":
         return True
-    return all(_plain(part) and _known(part, method) for part in _parts(method.definitions[node.name].body))
+    return all(elementwise(part) and _known(part, method) for part in nodes(method.definitions[node.name].body))
 
 
 def _width(function: Callable[[float], float]) -> float:

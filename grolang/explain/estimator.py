@@ -14,7 +14,7 @@ from grolang.explain.notation import BIG, OPEN, PRODUCT, SUM, named
 from grolang.explain.steps import expression
 from grolang.language.expressions import constant
 from grolang.language.facts import reads
-from grolang.language.ir import Argument, Call, Expr, Law, MethodIR, Named, Number, Observed, Parameter, Reduce, Step
+from grolang.language.ir import Argument, Call, Expr, Law, MethodIR, Named, Number, Observed, Parameter, Step, nodes
 from grolang.language.scopes import AGGREGATED, Scope, joined
 
 _SHORT = 60  # characters of LaTeX that a factor may have in the first formula
@@ -49,10 +49,10 @@ class Estimator:
 class Writer:
     """Both spellings at once."""
 
-    def __init__(self, method: MethodIR) -> None:
+    def __init__(self, method: MethodIR, expanded: tuple[str, ...] = ()) -> None:
         self.method = method
-        self.latex = Printer(method, True)
-        self.text = Printer(method, False)
+        self.latex = Printer(method, True, expanded)
+        self.text = Printer(method, False, expanded)
         self.defined = {"omega", "upsilon"}
 
     def __call__(self, write: Callable[[Printer], str]) -> Formula:
@@ -208,13 +208,7 @@ def _z(printer: Printer, parts: Components) -> str:
 
 def argues(body: Expr) -> bool:
     """Whether the body of ω or υ uses its argument."""
-    stack = [body]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Argument):
-            return True
-        stack += node.arguments if isinstance(node, (Call, Reduce)) else ()
-    return False
+    return any(isinstance(node, Argument) for node in nodes(body))
 
 
 def _applied(printer: Printer, name: str, argument: str) -> str:
@@ -341,7 +335,7 @@ def slope(method: MethodIR, penalty: Expr) -> Expr | None:
     for index, step in enumerate(build.steps):
         if not live.isdisjoint(step.args):
             live.add(index)
-            if step.op in PAIRED or (step.op == "reduce" and (step.scope < Scope.SEQUENCE or step.detail[2])):
+            if step.op in PAIRED or (step.op == "reduce" and (step.scope < Scope.SEQUENCE or step.others)):
                 return None
     rise = gradient(build, value, build.number(1), now)
     return expression(build, build.apply("negate", rise), method)
@@ -353,16 +347,13 @@ def slope(method: MethodIR, penalty: Expr) -> Expr | None:
 def _loss(law: Law) -> Callable[[Printer], str]:
     """L = …, as a law states it."""
     assert law.body is not None
-    body, scope, steps = law.body, law.body.scope, law.aggregate
-    if steps is None:
-        axis = {Scope.SEQUENCE: "sequences", Scope.GROUP: "groups"}.get(scope)
-        steps = () if axis is None else (Step(function="mean", axis=axis, divisor=None, span=law.span),)
+    body, scope = law.body, law.body.scope
 
     def written(printer: Printer) -> str:
         plain = unsigned(body)
         minus = ("-" if printer.latex else "−") if plain is not body else ""
         head = r"\mathcal{L} = " if printer.latex else "L = "
-        total = sums(printer, steps, scope)
+        total = sums(printer, law.steps, scope)
         return head + minus + total + printer.of(plain, BIG if total or minus else OPEN)
 
     return written

@@ -11,7 +11,6 @@ from grolang.compiler.program import MISMATCHED
 from grolang.compiler.schedule import schedule
 from grolang.explain.document import Code, Inline, Words, listed
 from grolang.explain.estimator import Writer, components
-from grolang.language.analysis import arguments
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.expressions import constant
 from grolang.language.facts import Facts
@@ -65,7 +64,8 @@ def facts(method: MethodIR, findings: tuple[Diagnostic, ...]) -> tuple[Words, ..
     rows: list[Words] = [bias(method, findings).why]
     rows += [_range(write, method, function) for function in (method.functions["omega"], method.functions["upsilon"])]
     rows += [_invariant(write, method, law) for law in method.laws.values() if law.claim == "invariant"]
-    rows += [_vanishes(name, words) for name, words in vanishing(method).items()]
+    for name, words in vanishing(method).items():
+        rows.append(("With ", Code(f"{name} = 0"), f" it needs no {' and no '.join(words)}."))
     warned = [finding for finding in findings if finding.code not in ("W702", "W703")]
     rows += [(f"{finding.code}: ", *_quoted(finding.message), ".") for finding in warned]
     return tuple(dict.fromkeys(rows))
@@ -74,7 +74,6 @@ def facts(method: MethodIR, findings: tuple[Diagnostic, ...]) -> tuple[Words, ..
 def _range(write: Writer, method: MethodIR, function: FunctionDefinition) -> Words:
     """`ω(z) lies in (0, 0.1), falling.`"""
     known = Facts(method, fixed=True)
-    known.arguments = arguments(method, known)
     sign = write(lambda printer: printer.function(function.name))
     value = constant(function.body)
     if value is not None:
@@ -97,18 +96,8 @@ def _invariant(write: Writer, method: MethodIR, law: Law) -> Words:
     return ("No coefficient changes where ", *listed(changes), " (law ", Code(law.name), ").")
 
 
-def _vanishes(name: str, words: list[str]) -> Words:
-    return ("With ", Code(f"{name} = 0"), f" it needs no {' and no '.join(words)}.")
-
-
 #: why a pass of its own, without gradient, may be left out where a coefficient waits for that scope
-_SECOND = {
-    "none": "",
-    "token": "",
-    "sequence": "",
-    "group": "every group fits into a micro-batch",
-    "batch": "it is one micro-batch of one process",
-}
+_SECOND = {"group": "every group fits into a micro-batch", "batch": "it is one micro-batch of one process"}
 
 
 # --- what a step costs ---------------------------------------------------------------------------------------------
@@ -124,8 +113,9 @@ def cost(method: MethodIR) -> tuple[tuple[str, str], ...]:
     needed, program = requirements(method), lower(method)
     crossed = {name for name, world in program.loads("coefficient", "penalty") if world == MISMATCHED}
     rows = [("policy, with gradient", "1 pass over every sequence")]
-    if (unless := _SECOND[needed.scope]) or (needed.old and (unless := _SECOND[needed.old_scope])):
-        first = "" if _SECOND[needed.scope] else "before the first update "
+    known = _SECOND.get(needed.scope)
+    if unless := known or (_SECOND.get(needed.old_scope) if needed.old else None):
+        first = "" if known else "before the first update "
         rows.append(("policy, without gradient", f"{first}1 pass over the whole step, unless {unless}"))
     if needed.mismatched:
         rows.append(("policy, mismatched", "1 pass over the completions of other prompts, without gradient"))

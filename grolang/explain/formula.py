@@ -27,10 +27,10 @@ from grolang.explain.notation import (
     Moved,
     Notation,
 )
-from grolang.language.functions import OBSERVABLES
+from grolang.language.functions import DENIED, OBSERVABLES
 from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce
 from grolang.language.scopes import Scope
-from grolang.language.source import Span
+from grolang.language.source import NOWHERE
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,7 @@ class Place:
 
 Written = tuple[str, int]  # a text and how tightly it holds together
 
-_TRUTHS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "not")
-_OPPOSITE = {
-    "less": "greater_equal",
-    "greater_equal": "less",
-    "greater": "less_equal",
-    "less_equal": "greater",
-    "equal": "not_equal",
-    "not_equal": "equal",
-}
-_NOWHERE = Span(file="", start=0, end=0)
+_TRUTHS = (*DENIED, "not")
 _SHORT = 40  # an exponent of more characters is written as exp(…)
 
 
@@ -247,7 +238,7 @@ class Printer:
         """An observable or score; its scope is that of its row, or a sequence's."""
         own = OBSERVABLES[name].scope if name in OBSERVABLES else Scope.SEQUENCE
         place = self.place(max(own, scope))
-        return self._observed(Observed(scope=own, span=_NOWHERE, name=name), place)[0]
+        return self._observed(Observed(scope=own, span=NOWHERE, name=name), place)[0]
 
     def function(self, name: str) -> str:
         """`ω(z)`, with the author's name of the argument."""
@@ -352,8 +343,8 @@ class Printer:
 
     def _denied(self, expr: Expr, place: Place) -> Written:
         match expr:
-            case Call() if expr.function in _OPPOSITE:
-                return self._condition(expr.model_copy(update={"function": _OPPOSITE[expr.function]}), place)
+            case Call() if expr.function in DENIED:
+                return self._condition(expr.model_copy(update={"function": DENIED[expr.function]}), place)
             case Call(function="not", arguments=(inner,)):
                 return self._condition(inner, place)
             case _:

@@ -5,21 +5,8 @@ from __future__ import annotations
 import re
 from html import escape
 
-from grolang.explain.document import (
-    Block,
-    Code,
-    Display,
-    Document,
-    Figure,
-    Figures,
-    Items,
-    Link,
-    Listing,
-    Paragraph,
-    Section,
-    Table,
-    Words,
-)
+from grolang.explain import document as doc
+from grolang.explain.document import Block, Document, Figure, Section, Words
 from grolang.explain.formula import Formula
 from grolang.explain.markdown import Address, aligned
 from grolang.explain.mathml import converted
@@ -71,19 +58,19 @@ def _block(block: Block, link: Address | None) -> str:
         return "".join(_word(word, link) for word in row)
 
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             return f"<p>{words(block.words)}</p>"
-        case Display():
+        case doc.Display():
             return f'<div class="formula">{converted(aligned(block.formulas), display=True)}</div>'
-        case Items():
+        case doc.Items():
             return "<ul>\n" + "".join(f"<li>{words(row)}</li>\n" for row in block.rows) + "</ul>"
-        case Table():
+        case doc.Table():
             head = "".join(f"<th>{words(cell)}</th>" for cell in block.head)
             rows = ("<tr>" + "".join(f"<td>{words(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
             return "<table>\n<thead><tr>" + head + "</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>"
-        case Figures():
+        case doc.Figures():
             return '<div class="figures">\n' + "\n".join(map(drawn, block.figures)) + "\n</div>"
-        case Listing():
+        case doc.Listing():
             return f"<pre><code>{escape(block.text)}</code></pre>"
 
 
@@ -98,9 +85,9 @@ def _word(word: object, link: Address | None) -> str:
     match word:
         case Formula():
             return word.mathml()
-        case Code():
+        case doc.Code():
             return f"<code>{escape(word.text)}</code>"
-        case Link():
+        case doc.Link():
             name = f"<code>{escape(word.name)}</code>"
             return f'<a href="{escape(link(word.name))}">{name}</a>' if link is not None else name
         case _:

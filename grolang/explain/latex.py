@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from grolang.explain.document import (
-    Block,
-    Code,
-    Display,
-    Document,
-    Figures,
-    Items,
-    Link,
-    Listing,
-    Paragraph,
-    Table,
-    Words,
-)
+from grolang.explain import document as doc
+from grolang.explain.document import Block, Document, Words
 from grolang.explain.formula import Formula
 from grolang.explain.markdown import aligned
 from grolang.explain.notation import GREEK
@@ -73,7 +62,7 @@ def rendered(document: Document) -> str:
         if section.title:
             parts.append(rf"\section*{{{_escaped(section.title)}}}")
         for block in section.blocks:
-            wide = wide or (isinstance(block, Table) and len(block.head) > 4)
+            wide = wide or (isinstance(block, doc.Table) and len(block.head) > 4)
             parts.append(_block(block))
     body = "\n\n".join(part for part in parts if part)
     return _FRAME.format(title=_escaped(document.title), body=body, orientation=",landscape" if wide else "")
@@ -81,22 +70,22 @@ def rendered(document: Document) -> str:
 
 def _block(block: Block) -> str:
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             return _words(block.words)
-        case Display():
+        case doc.Display():
             return "\\[\n" + aligned(block.formulas) + "\n\\]"
-        case Items():
+        case doc.Items():
             rows = "\n".join(rf"  \item {_words(row)}" for row in block.rows)
             return f"\\begin{{itemize}}\n{rows}\n\\end{{itemize}}"
-        case Table():
+        case doc.Table():
             return _table(block)
-        case Listing():
+        case doc.Listing():
             return f"\\begin{{verbatim}}\n{_plain(block.text)}\n\\end{{verbatim}}"
-        case Figures():
+        case doc.Figures():
             return ""
 
 
-def _table(table: Table) -> str:
+def _table(table: doc.Table) -> str:
     rows = [" & ".join(_words(cell) for cell in row) + r" \\" for row in (table.head, *table.rows)]
     columns = "l" * len(table.head)
     inside = "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]])
@@ -112,9 +101,9 @@ def _word(word: object) -> str:
     match word:
         case Formula():
             return f"${word.latex}$"
-        case Code():
+        case doc.Code():
             return rf"\texttt{{{_escaped(word.text)}}}"
-        case Link():
+        case doc.Link():
             return rf"\texttt{{{_escaped(word.name)}}}"
         case _:
             return _escaped(str(word))

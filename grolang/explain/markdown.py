@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grolang.explain.document import (
-    Block,
-    Code,
-    Display,
-    Document,
-    Figures,
-    Items,
-    Link,
-    Listing,
-    Paragraph,
-    Table,
-    Words,
-)
+from grolang.explain import document as doc
+from grolang.explain.document import Block, Document, Words
 from grolang.explain.formula import Formula
 
 #: a name -> where it is found
@@ -38,20 +27,20 @@ def _block(block: Block, figure: Address | None, link: Address | None) -> str:
         return "".join(_word(word, link) for word in row)
 
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             return words(block.words)
-        case Display():
+        case doc.Display():
             return f"$$\n{aligned(block.formulas)}\n$$"
-        case Items():
+        case doc.Items():
             return "\n".join(f"- {words(row)}" for row in block.rows)
-        case Table():
+        case doc.Table():
             rows = [[words(cell).replace("|", r"\|") for cell in row] for row in (block.head, *block.rows)]
             lines = [f"| {' | '.join(row)} |" for row in rows]
             return "\n".join([lines[0], "|" + " --- |" * len(block.head), *lines[1:]])
-        case Figures() if figure is not None:
+        case doc.Figures() if figure is not None:
             shown = [f"![{drawing.caption or drawing.name}]({figure(drawing.name)})" for drawing in block.figures]
             return "\n".join(shown)
-        case Listing():
+        case doc.Listing():
             return f"```{block.language}\n{block.text}\n```"
         case _:
             return ""
@@ -61,9 +50,9 @@ def _word(word: object, link: Address | None) -> str:
     match word:
         case Formula():
             return f"${word.latex}$"
-        case Code():
+        case doc.Code():
             return f"`{word.text}`"
-        case Link():
+        case doc.Link():
             return f"[`{word.name}`]({link(word.name)})" if link is not None else f"`{word.name}`"
         case _:
             return str(word)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from grolang.explain.document import Block, Document, Items, Link, Paragraph, Section, Table, Words
-from grolang.explain.estimator import argues, components, plain_body
+from grolang.explain.estimator import Writer, argues, components, plain_body
 from grolang.explain.facts import aggregation, bias, requirements
 from grolang.explain.formula import Formula, Printer
 from grolang.explain.notation import ATOM, OPEN, PRODUCT, SUM
@@ -47,23 +47,18 @@ class Row:
 
 def row(method: MethodIR, findings: Sequence[Diagnostic]) -> Row:
     """The row of a checked method."""
-    compares = argues(components(method).omega)
+    compares, write = argues(components(method).omega), Writer(method, _EXPANDED)
     return Row(
         name=method.name,
-        omega=_both(method, _omega),
-        z=_both(method, _z) if compares else None,
-        anchor=_both(method, lambda printer: printer.of(plain_body("anchor", method))) if compares else None,
-        baseline=_both(method, lambda printer: printer.of(plain_body("baseline", method))),
-        advantage=_both(method, _advantage),
+        omega=write(_omega),
+        z=write(_z) if compares else None,
+        anchor=write(lambda printer: printer.of(plain_body("anchor", method))) if compares else None,
+        baseline=write(lambda printer: printer.of(plain_body("baseline", method))),
+        advantage=write(_advantage),
         needs=", ".join(requirements(method).words) or "–",
         bias=bias(method, findings).word,
         aggregation=aggregation(method.aggregate),
     )
-
-
-def _both(method: MethodIR, write: Callable[[Printer], str]) -> Formula:
-    latex, text = (Printer(method, spelled, expanded=_EXPANDED) for spelled in (True, False))
-    return Formula.of(write(latex), write(text))
 
 
 def _omega(printer: Printer) -> str:

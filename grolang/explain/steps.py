@@ -6,9 +6,8 @@ from grolang.compiler.program import MAIN, Builder
 from grolang.language.functions import FORMS, FUNCTIONS, OBSERVABLES
 from grolang.language.ir import Call, Expr, MethodIR, Number, Observed, Parameter, Reduce
 from grolang.language.scopes import REDUCED, Scope
-from grolang.language.source import Span
+from grolang.language.source import NOWHERE
 
-_NOWHERE = Span(file="", start=0, end=0)
 _COUNTS = {(Scope.SEQUENCE, "token"): "length", (Scope.GROUP, "sequence"): "group_size"}
 
 
@@ -24,21 +23,21 @@ def expression(build: Builder, index: int, method: MethodIR) -> Expr | None:
     word = str(step.detail[0]) if step.detail else ""
     match step.op:
         case "const":
-            return Number(scope=Scope.CONST, span=_NOWHERE, value=float(step.detail[0]))
+            return Number(scope=Scope.CONST, span=NOWHERE, value=float(step.detail[0]))
         case "param":
-            return Parameter(scope=Scope.CONST, span=_NOWHERE, name=word)
+            return Parameter(scope=Scope.CONST, span=NOWHERE, name=word)
         case "load" if word in OBSERVABLES or word in method.scores:
-            return Observed(scope=step.scope, span=_NOWHERE, name=word)
+            return Observed(scope=step.scope, span=NOWHERE, name=word)
         case "count" if (step.scope, word) in _COUNTS:
-            return Observed(scope=step.scope, span=_NOWHERE, name=_COUNTS[step.scope, word])
+            return Observed(scope=step.scope, span=NOWHERE, name=_COUNTS[step.scope, word])
         case "spread" | "stop":
             return made[0]
         case "chain":
-            return Call(scope=step.scope, span=_NOWHERE, function="multiply", arguments=made)
+            return Call(scope=step.scope, span=NOWHERE, function="multiply", arguments=made)
         case "reduce":
-            axis = "others" if step.detail[2] else next(axis for axis, left in REDUCED.items() if left is step.scope)
-            return Reduce(scope=step.scope, span=_NOWHERE, function=word, axis=axis, arguments=made)
+            axis = "others" if step.others else next(axis for axis, left in REDUCED.items() if left is step.scope)
+            return Reduce(scope=step.scope, span=NOWHERE, function=word, axis=axis, arguments=made)
         case op if op in FUNCTIONS or op in FORMS:
-            return Call(scope=step.scope, span=_NOWHERE, function=op, arguments=made)
+            return Call(scope=step.scope, span=NOWHERE, function=op, arguments=made)
         case _:
             return None

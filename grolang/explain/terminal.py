@@ -11,20 +11,9 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from grolang.explain import document as doc
 from grolang.explain.curves import Plot
-from grolang.explain.document import (
-    Block,
-    Code,
-    Display,
-    Document,
-    Figures,
-    Items,
-    Link,
-    Listing,
-    Paragraph,
-    Table,
-    Words,
-)
+from grolang.explain.document import Block, Document, Words
 from grolang.explain.formula import Formula
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -35,7 +24,7 @@ def rendered(document: Document, plots: Iterable[Plot] = ()) -> Iterator[Rendera
     """What rich prints, part after part; plots as lines of bars."""
     yield Text(document.title, style="bold")
     for section in document.sections:
-        if all(isinstance(block, (Listing, Figures)) for block in section.blocks):
+        if all(isinstance(block, (doc.Listing, doc.Figures)) for block in section.blocks):
             continue
         yield Text(f"\n{section.title}" if section.title else "", style="bold cyan")
         for block in section.blocks:
@@ -46,9 +35,9 @@ def rendered(document: Document, plots: Iterable[Plot] = ()) -> Iterator[Rendera
         yield from rows
 
 
-def plain(document: Document, plots: Iterable[Plot] = (), width: int = 120) -> str:
+def plain(document: Document, plots: Iterable[Plot] = ()) -> str:
     """The same as text without colour, for files."""
-    console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False)
+    console = Console(file=io.StringIO(), width=120, no_color=True, highlight=False)
     for part in rendered(document, plots):
         console.print(part)
     assert isinstance(console.file, io.StringIO)
@@ -57,19 +46,19 @@ def plain(document: Document, plots: Iterable[Plot] = (), width: int = 120) -> s
 
 def _block(block: Block) -> Iterator[RenderableType]:
     match block:
-        case Paragraph():
+        case doc.Paragraph():
             yield _words(block.words)
-        case Display():
+        case doc.Display():
             lines = Text("\n").join(Text(formula.text, style="green") for formula in block.formulas)
             yield Padding(lines, (0, 4), expand=False)
-        case Items():
+        case doc.Items():
             for row in block.rows:
                 grid = Grid.grid(padding=(0, 1))
                 grid.add_row("•", _words(row))
                 yield grid
-        case Table():
+        case doc.Table():
             yield _Fitted(block)
-        case Listing() | Figures():
+        case doc.Listing() | doc.Figures():
             pass
 
 
@@ -77,7 +66,7 @@ def _block(block: Block) -> Iterator[RenderableType]:
 class _Fitted:
     """A table; where the terminal is too narrow for its columns, each row stands upright."""
 
-    table: Table
+    table: doc.Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head, rows = self.table.head, self.table.rows
@@ -104,9 +93,9 @@ def _words(words: Words) -> Text:
         match word:
             case Formula():
                 text.append(word.text, style="green")
-            case Code():
+            case doc.Code():
                 text.append(word.text, style="bold")
-            case Link():
+            case doc.Link():
                 text.append(word.name, style="bold")
             case _:
                 text.append(word)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from lark import Token, Tree
 
-from grolang.language.declarations import Declarations, canonical
+from grolang.language.declarations import canonical
 from grolang.language.expressions import Elaborator
-from grolang.language.findings import Findings, listed, nearest
+from grolang.language.findings import listed, suggested
 from grolang.language.ir import Step
 from grolang.language.parameters import number
-from grolang.language.scopes import AGGREGATION_AXES, Scope
-from grolang.language.syntax import Statement
+from grolang.language.scopes import AGGREGATED, Scope
+from grolang.language.syntax import Statement, branches
 
 DEFAULT_AGGREGATE = (("sum", "tokens"), ("mean", "sequences"))
 
 
-def aggregation(declared: Declarations, elaborator: Elaborator, findings: Findings) -> tuple[Step, ...]:
+def aggregation(elaborator: Elaborator) -> tuple[Step, ...]:
     """The steps of `aggregate`, from the tokens up; without it `sum over tokens, mean over sequences`.
 
     Empty where one of them is wrong, which is then among the findings.
     """
+    declared = elaborator.declared
     statement = declared.one("aggregate")
     if statement is None:
         return tuple(
@@ -28,33 +29,23 @@ def aggregation(declared: Declarations, elaborator: Elaborator, findings: Findin
         )
     tree = statement.tree.children[0]
     assert isinstance(tree, Tree)
-    return steps(statement, tree, elaborator, findings, Scope.TOKEN) or ()
+    return steps(statement, tree, elaborator, Scope.TOKEN) or ()
 
 
-def steps(
-    statement: Statement, tree: Tree[Token], elaborator: Elaborator, findings: Findings, scope: Scope
-) -> tuple[Step, ...] | None:
+def steps(statement: Statement, tree: Tree[Token], elaborator: Elaborator, scope: Scope) -> tuple[Step, ...] | None:
     """Check the steps of an aggregation of a value of this scope; None where one of them is wrong."""
-    made: list[Step] = []
-    left = scope
-    for step in tree.children:
-        assert isinstance(step, Tree)
+    findings, made, left = elaborator.findings, list[Step](), scope
+    for step in branches(tree):
         word, axis, divisor = step.children
         assert isinstance(word, Token) and isinstance(axis, Token)
         span = statement.span_of(step)
         if str(word) not in ("sum", "mean"):
-            near = nearest(str(word), ("sum", "mean"))
-            help = f"did you mean `{near}`?" if near else "write `sum` or `mean`"
-            findings.add(
-                "E207",
-                f"an aggregation sums or averages; it has no `{word}`",
-                statement.span_of(word),
-                help=help,
-            )
+            help = suggested(str(word), ("sum", "mean"), "write `sum` or `mean`")
+            message = f"an aggregation sums or averages; it has no `{word}`"
+            findings.add("E207", message, statement.span_of(word), help=help)
             return None
-        if str(axis) not in AGGREGATION_AXES:
-            near = nearest(str(axis), AGGREGATION_AXES)
-            help = f"did you mean `{near}`?" if near else f"the axes are {listed(AGGREGATION_AXES)}"
+        if str(axis) not in AGGREGATED:
+            help = suggested(str(axis), AGGREGATED, f"the axes are {listed(AGGREGATED)}")
             findings.add("E207", f"there is no axis `{axis}` to aggregate over", statement.span_of(axis), help=help)
             return None
         after = _after(left, str(axis), elaborator)
@@ -62,7 +53,7 @@ def steps(
             findings.add("E303", f"`{statement.text_of(step)}`: {after}", span, help=_AGGREGATE_HELP)
             return None
         left = after
-        amount = _divisor(divisor, statement, elaborator, findings)
+        amount = _divisor(divisor, statement, elaborator)
         made.append(Step(function="sum" if word == "sum" else "mean", axis=str(axis), divisor=amount, span=span))
     if left > Scope.BATCH:
         findings.add(
@@ -98,27 +89,20 @@ def _after(scope: Scope, axis: str, elaborator: Elaborator) -> Scope | str:
     return Scope.BATCH if scope is Scope.GROUP else "the sequences of each group must be aggregated first"
 
 
-def _divisor(
-    divisor: Tree[Token] | Token | None, statement: Statement, elaborator: Elaborator, findings: Findings
-) -> float | str | None:
+def _divisor(divisor: Tree[Token] | Token | None, statement: Statement, elaborator: Elaborator) -> float | str | None:
     if divisor is None:
         return None
     if isinstance(divisor, Tree):
         value = number(divisor)
         if value == 0:
             help = "leave it out, or write another number"
-            findings.add("E505", "an aggregation cannot divide by 0", statement.span_of(divisor), help=help)
+            elaborator.findings.add("E505", "an aggregation cannot divide by 0", statement.span_of(divisor), help=help)
         return value
     name = canonical(str(divisor))
     known = {row for row, _ in elaborator.declared.of_kind("param")}
     if name not in known:
-        near = nearest(name, known)
-        help = f"did you mean `{near}`?" if near else f"declare it: `param {divisor} = …`"
-        findings.add(
-            "E201",
-            f"there is no parameter `{divisor}`",
-            statement.span_of(divisor),
-            label="not known",
-            help=help,
+        help = suggested(name, known, f"declare it: `param {divisor} = …`")
+        elaborator.findings.add(
+            "E201", f"there is no parameter `{divisor}`", statement.span_of(divisor), label="not known", help=help
         )
     return name

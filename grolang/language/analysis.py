@@ -11,7 +11,6 @@ from grolang.language.expressions import constant
 from grolang.language.facts import Facts, Known, key, pointwise, reads, value
 from grolang.language.findings import Findings
 from grolang.language.functions import FUNCTIONS, OBSERVABLES
-from grolang.language.intervals import Interval
 from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
 from grolang.language.source import Span
 
@@ -30,8 +29,6 @@ class _Analysis:
         self.facts = Facts(method)
         self.typical = Facts(method, fixed=True, typical=True)
         self.fixed = Facts(method, fixed=True)
-        for facts in (self.facts, self.fixed, self.typical):
-            facts.arguments = arguments(method, facts)
 
     def run(self) -> None:
         for body in self._bodies():
@@ -263,10 +260,10 @@ def refuted(method: MethodIR, facts: Facts) -> _Pair | None:
     upsilon = method.functions["upsilon"]
     if not pointwise(upsilon.body, method):
         return None
-    inside = facts.arguments.get("upsilon")
+    inside = facts.arguments["upsilon"]
     draw = random.Random(0)
     places = sorted({0.0, *(s * 2.0**k for k in range(-12, 5) for s in (-1, 1)), *(k / 4 for k in range(-40, 41))})
-    places = [x for x in places if inside is None or x in inside]
+    places = [x for x in places if x in inside]
     free = sorted(name for kind, name in reads(upsilon.body, method) if kind == "observed")
     found: list[_Pair] = []
     for _ in range(16 if free else 1):
@@ -293,13 +290,6 @@ def _drawn(name: str, draw: random.Random) -> float:
     if row is None:
         return draw.choice((-1.0, 0.0, 1.0, draw.uniform(-3, 3)))
     return draw.uniform(-8, 0) if row.range.nonpositive else draw.uniform(0, 8)
-
-
-def arguments(method: MethodIR, facts: Facts) -> dict[str, Interval]:
-    """The ranges of z = alpha * (measure - anchor) and of the advantage."""
-    ranges = {name: facts.range(method.definitions[name].body) for name in ("alpha", "measure", "anchor", "advantage")}
-    distance = FUNCTIONS["subtract"].range(ranges["measure"], ranges["anchor"])
-    return {"omega": FUNCTIONS["multiply"].range(ranges["alpha"], distance), "upsilon": ranges["advantage"]}
 
 
 def _is_std(expr: Expr, method: MethodIR) -> bool:

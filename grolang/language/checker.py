@@ -17,16 +17,9 @@ from grolang.language.claims import law
 from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest
 from grolang.language.diagnostics import Diagnostic, GroError, Note
 from grolang.language.expressions import Binding, Elaborator
-from grolang.language.findings import Findings, listed, nearest
+from grolang.language.findings import Findings, listed, suggested
 from grolang.language.functions import OBSERVABLES
-from grolang.language.ir import (
-    Argument,
-    Expr,
-    FunctionDefinition,
-    MethodIR,
-    Number,
-    Report,
-)
+from grolang.language.ir import Argument, Expr, FunctionDefinition, MethodIR, Number, Report
 from grolang.language.parameters import parameter, score
 from grolang.language.scopes import Scope, joined
 from grolang.language.source import Source
@@ -96,12 +89,12 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declara
     for name in ("advantage", "reward", "baseline", "measure", "anchor", "alpha", "credit", "penalty"):
         if name != "reward" or ("name", "reward") in declared.table:
             elaborator.define(name)
-    functions = _functions(declared, elaborator)
+    functions = _functions(elaborator)
     for name, _ in declared.of_kind("definition"):
         elaborator.define(name)
-    aggregate = aggregation(declared, elaborator, findings)
+    aggregate = aggregation(elaborator)
     reports = _whole({name: _report(name, st, elaborator) for name, st in declared.of_kind("report")})
-    laws = _whole({name: law(name, st, elaborator, findings) for name, st in declared.laws.items()})
+    laws = _whole({name: law(name, st, elaborator) for name, st in declared.laws.items()})
     definitions = _whole(elaborator.definitions)
     if findings.errors:
         return None, declared
@@ -146,14 +139,9 @@ def _data(declared: Declarations, findings: Findings) -> tuple[str, ...]:
     words = [word for word in statement.tree.children if isinstance(word, Token)]
     for word in words:
         if str(word) not in KINDS:
-            near = nearest(str(word), KINDS)
-            help = f"did you mean `{near}`?" if near else f"the kinds are {listed(KINDS)}"
+            help = suggested(str(word), KINDS, f"the kinds are {listed(KINDS)}")
             findings.add(
-                "E403",
-                f"there is no kind of data `{word}`",
-                statement.span_of(word),
-                label="not known",
-                help=help,
+                "E403", f"there is no kind of data `{word}`", statement.span_of(word), label="not known", help=help
             )
             return ()
     kinds = tuple(sorted({str(word) for word in words}, key=lambda kind: ("prompts", *KINDS).index(kind)))
@@ -195,9 +183,9 @@ def _require_reward(declared: Declarations, findings: Findings) -> None:
         findings.add("E209", "the method gives no reward", declared.place, help=help)
 
 
-def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, FunctionDefinition]:
+def _functions(elaborator: Elaborator) -> dict[str, FunctionDefinition]:
     """omega of alpha * (measure - anchor), upsilon of the advantage."""
-    made: dict[str, FunctionDefinition] = {}
+    declared, made = elaborator.declared, dict[str, FunctionDefinition]()
     for name, feeds in (("upsilon", ("advantage",)), ("omega", ("alpha", "measure", "anchor"))):
         parts = [elaborator.definitions.get(part) for part in feeds]
         scope = joined(*(part.body.scope for part in parts if part is not None))
@@ -221,7 +209,7 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
         assert isinstance(word, Token) and isinstance(argument, Token) and isinstance(tree, Tree)
         if None in parts:
             continue  # the scope of the argument is not known; what it is made of has a finding of its own
-        if _shadows(argument, statement, declared, elaborator.findings):
+        if _shadows(argument, statement, elaborator):
             continue
         checked = elaborator.expression(statement, tree, Binding(canonical(str(argument)), name, scope))
         if checked is not None:
@@ -232,19 +220,16 @@ def _functions(declared: Declarations, elaborator: Elaborator) -> dict[str, Func
     return made
 
 
-def _shadows(argument: Token, statement: Statement, declared: Declarations, findings: Findings) -> bool:
+def _shadows(argument: Token, statement: Statement, elaborator: Elaborator) -> bool:
     """Whether the argument's name means something else already."""
     name = canonical(str(argument))
     if name == "advantage" and canonical(str(leaf(statement))) == "upsilon":
         return False  # it is its argument's own name
-    if name not in OBSERVABLES and ("name", name) not in declared.table and name not in ("inf", "advantage"):
+    if name not in OBSERVABLES and ("name", name) not in elaborator.declared.table and name not in ("inf", "advantage"):
         return False
     help = "give the argument a name of its own, such as `z`"
-    findings.add(
-        "E203",
-        f"the argument `{argument}` hides another `{argument}`",
-        statement.span_of(argument),
-        help=help,
+    elaborator.findings.add(
+        "E203", f"the argument `{argument}` hides another `{argument}`", statement.span_of(argument), help=help
     )
     return True
 

@@ -10,23 +10,23 @@ from grolang.language import library
 from grolang.language.aggregation import steps
 from grolang.language.declarations import Declarations, canonical, declare, leaf
 from grolang.language.expressions import Elaborator
-from grolang.language.findings import Findings, nearest
+from grolang.language.findings import Findings, suggested
 from grolang.language.functions import OBSERVABLES
 from grolang.language.ir import Expr, Law, ParameterRow
 from grolang.language.parameters import number, parameter
 from grolang.language.scopes import Scope
 from grolang.language.source import Source
-from grolang.language.syntax import Statement
+from grolang.language.syntax import Statement, branches
 
 
-def law(name: str, statement: Statement, elaborator: Elaborator, findings: Findings) -> Law | None:
+def law(name: str, statement: Statement, elaborator: Elaborator) -> Law | None:
     """The law of a statement; None where it has a finding."""
     claim = statement.tree.children[1]
     assert isinstance(claim, Tree)
     read = {"unbiased": _unbiased, "loss": _loss}.get(str(claim.data), _relation)
     elaborator.in_law = True
     try:
-        parts = read(claim, statement, elaborator, findings)
+        parts = read(claim, statement, elaborator)
     finally:
         elaborator.in_law = False
     if parts is None:
@@ -39,33 +39,33 @@ def law(name: str, statement: Statement, elaborator: Elaborator, findings: Findi
 _Parts = dict[str, object] | None
 
 
-def _unbiased(claim: Tree[Token], statement: Statement, elaborator: Elaborator, findings: Findings) -> _Parts:
+def _unbiased(claim: Tree[Token], statement: Statement, elaborator: Elaborator) -> _Parts:
     if elaborator.data and "prompts" not in elaborator.data:
         have = " + ".join(elaborator.data)
         message = f"`unbiased` is a claim about completions that the policy draws; `data {have}` draws none"
-        findings.add("E401", message, statement.span_of(claim), help="delete the law, or use `data prompts`")
+        elaborator.findings.add("E401", message, statement.span_of(claim), help="delete the law, or use `data prompts`")
         return None
     return {}
 
 
-def _loss(claim: Tree[Token], statement: Statement, elaborator: Elaborator, findings: Findings) -> _Parts:
+def _loss(claim: Tree[Token], statement: Statement, elaborator: Elaborator) -> _Parts:
     tree, steps_tree = claim.children
     assert isinstance(tree, Tree)
     body = elaborator.expression(statement, tree)
     if body is None:
         return None
     if isinstance(steps_tree, Tree):
-        taken = steps(statement, steps_tree, elaborator, findings, _starts_at(steps_tree, body.scope))
+        taken = steps(statement, steps_tree, elaborator, _starts_at(steps_tree, body.scope))
         return None if taken is None else {"body": body, "aggregate": taken}
     if body.scope is Scope.TOKEN:
         help = "add `aggregate …` after it, as the paper averages"
         span = statement.span_of(tree)
-        findings.add("E305", "a loss per token must say how it is averaged", span, label="token", help=help)
+        elaborator.findings.add("E305", "a loss per token must say how it is averaged", span, label="token", help=help)
         return None
     return {"body": body, "aggregate": None}
 
 
-def _relation(claim: Tree[Token], statement: Statement, elaborator: Elaborator, findings: Findings) -> _Parts:
+def _relation(claim: Tree[Token], statement: Statement, elaborator: Elaborator) -> _Parts:
     """`equals`, `proportional to` and `invariant`: the other method, `with` values and `when` stand-ins."""
     method: str | None = None
     settings: dict[str, float] = {}
@@ -73,36 +73,35 @@ def _relation(claim: Tree[Token], statement: Statement, elaborator: Elaborator, 
     for part in claim.children:
         if isinstance(part, Token):
             method = str(part)
-            if not _known(part, statement, elaborator.declared, findings):
+            if not _known(part, statement, elaborator):
                 return None
         elif isinstance(part, Tree) and part.data == "with":
-            if not _settable(part, method, statement, elaborator.declared, findings):
+            if not _settable(part, method, statement, elaborator):
                 return None
-            pairs = (_as_tree(setting).children for setting in part.children)
-            settings = {canonical(str(word)): number(_as_tree(value)) for word, value in pairs}
+            pairs = (setting.children for setting in branches(part))
+            settings = {canonical(str(word)): number(value) for word, value in pairs}
         elif isinstance(part, Tree):
-            for word, tree in (_as_tree(exchange).children for exchange in part.children):
-                assert isinstance(word, Token)
-                if not _exchangeable(word, statement, elaborator, findings):
+            for word, tree in (exchange.children for exchange in branches(part)):
+                assert isinstance(word, Token) and isinstance(tree, Tree)
+                if not _exchangeable(word, statement, elaborator):
                     return None
-                value = elaborator.expression(statement, _as_tree(tree))
-                if value is None or not _fits(word, value, statement, _as_tree(tree), findings):
+                value = elaborator.expression(statement, tree)
+                if value is None or not _fits(word, value, statement, tree, elaborator):
                     return None
                 exchanges[canonical(str(word))] = value
     return {"method": method, "settings": settings, "exchanges": exchanges}
 
 
-def _known(method: Token, statement: Statement, declared: Declarations, findings: Findings) -> bool:
-    if library.sibling(str(method), statement.source) is not None or method == declared.name:
+def _known(method: Token, statement: Statement, elaborator: Elaborator) -> bool:
+    if library.sibling(str(method), statement.source) is not None or method == elaborator.declared.name:
         return True
-    near = nearest(str(method), library.built_in())
-    help = f"did you mean `{near}`?" if near else f"put `{method}.gro` into the same folder"
+    help = suggested(str(method), library.built_in(), f"put `{method}.gro` into the same folder")
     span = statement.span_of(method)
-    findings.add("E601", f"there is no method `{method}`", span, label="not known", help=help)
+    elaborator.findings.add("E601", f"there is no method `{method}`", span, label="not known", help=help)
     return False
 
 
-def _fits(word: Token, value: Expr, statement: Statement, tree: Tree[Token], findings: Findings) -> bool:
+def _fits(word: Token, value: Expr, statement: Statement, tree: Tree[Token], elaborator: Elaborator) -> bool:
     """A stand-in has the scope of what it replaces, or a coarser one."""
     row = OBSERVABLES.get(canonical(str(word)))
     scope = Scope.SEQUENCE if row is None else row.scope
@@ -110,7 +109,7 @@ def _fits(word: Token, value: Expr, statement: Statement, tree: Tree[Token], fin
         return True
     message = f"`{word}` has one value per {scope.word}; `{statement.text_of(tree)}` {value.scope.phrase}"
     help = f"reduce it, for example `{word} = mean({statement.text_of(tree)} over tokens)`"
-    findings.add("E302", message, statement.span_of(tree), label=value.scope.word, help=help)
+    elaborator.findings.add("E302", message, statement.span_of(tree), label=value.scope.word, help=help)
     return False
 
 
@@ -125,51 +124,45 @@ def _alone(source: Source) -> Declarations:
     return declare(source, Findings())
 
 
-def _settable(
-    settings: Tree[Token], method: str | None, statement: Statement, declared: Declarations, findings: Findings
-) -> bool:
+def _settable(settings: Tree[Token], method: str | None, statement: Statement, elaborator: Elaborator) -> bool:
     """`with p = v` sets the parameter on each side that has it; one of them must, and must allow the value."""
+    declared = elaborator.declared
     other = library.sibling(method, statement.source) if method and method != declared.name else None
     sides = [declared] if other is None else [declared, _declared(other)]
     known: dict[str, list[ParameterRow | None]] = {}
     for side in sides:
         for name, declaration in side.of_kind("param"):
             known.setdefault(name, []).append(parameter(name, declaration, Findings()))
-    for setting in map(_as_tree, settings.children):
+    for setting in branches(settings):
         word, value = setting.children
-        assert isinstance(word, Token)
+        assert isinstance(word, Token) and isinstance(value, Tree)
         rows = known.get(canonical(str(word)))
         if rows is None:
-            near = nearest(str(word), known)
-            help = f"did you mean `{near}`?" if near else "set a parameter that one of the two methods has"
-            findings.add("E208", f"no side has a parameter `{word}`", statement.span_of(word), help=help)
+            help = suggested(str(word), known, "set a parameter that one of the two methods has")
+            elaborator.findings.add("E208", f"no side has a parameter `{word}`", statement.span_of(word), help=help)
             return False
         for row in rows:
             if row is not None and number(value) not in row.interval:
                 message = f"`{word}` = {number(value):g} lies outside of its bounds {row.interval}"
-                findings.add("E501", message, statement.span_of(_as_tree(value)), help=f"its default is {row.value:g}")
+                elaborator.findings.add("E501", message, statement.span_of(value), help=f"its default is {row.value:g}")
                 return False
     return True
 
 
 def _starts_at(steps: Tree[Token], scope: Scope) -> Scope:
     """The scope that an aggregation is checked from: the tokens, or that of a coarser loss which it starts with."""
-    first = str(_as_tree(steps.children[0]).children[1])
+    first = str(branches(steps)[0].children[1])
     starts = {"sequences": Scope.SEQUENCE, "groups": Scope.GROUP}
     return scope if starts.get(first) is scope else Scope.TOKEN
 
 
-def _exchangeable(word: Token, statement: Statement, elaborator: Elaborator, findings: Findings) -> bool:
+def _exchangeable(word: Token, statement: Statement, elaborator: Elaborator) -> bool:
     """`when X = …` replaces what the batch brings: an observable or a score."""
     known = {name for name, _ in elaborator.declared.of_kind("score")} | set(OBSERVABLES)
     if canonical(str(word)) in known:
         return True
-    near = nearest(str(word), known)
-    help = f"did you mean `{near}`?" if near else "replace an observable such as `logp_ref`, or a score"
-    findings.add("E201", f"there is no observable or score `{word}` to replace", statement.span_of(word), help=help)
+    help = suggested(str(word), known, "replace an observable such as `logp_ref`, or a score")
+    elaborator.findings.add(
+        "E201", f"there is no observable or score `{word}` to replace", statement.span_of(word), help=help
+    )
     return False
-
-
-def _as_tree(child: Tree[Token] | Token | None) -> Tree[Token]:
-    assert isinstance(child, Tree)
-    return child

@@ -12,9 +12,9 @@ from lark import Token, Tree
 
 from grolang.language import library
 from grolang.language.diagnostics import Diagnostic
-from grolang.language.findings import Findings, nearest
+from grolang.language.findings import Findings, suggested
 from grolang.language.functions import CALLABLE, COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES
-from grolang.language.source import Source, Span
+from grolang.language.source import NOWHERE, Source, Span
 from grolang.language.syntax import Statement, parse
 
 MAX_EXTENDS = 16
@@ -26,14 +26,7 @@ FUNCTION_COMPONENTS = ("omega", "upsilon")
 
 #: what a name is written as in the table, whatever the author's spelling
 Key = tuple[str, str]
-_NAMED = {
-    "param": "name",
-    "score": "name",
-    "definition": "name",
-    "function": "name",
-    "report": "report",
-    "law": "law",
-}
+_NAMED = {"param": "name", "score": "name", "definition": "name", "function": "name", "report": "report", "law": "law"}
 
 
 def canonical(name: str) -> str:
@@ -48,7 +41,7 @@ class Declarations:
 
     name: str = ""
     title: str = ""
-    place: Span = field(default_factory=lambda: Span(file="", start=0, end=0))
+    place: Span = NOWHERE
     parents: tuple[str, ...] = ()
     extends: Span | None = None  # where the file itself extends another
     table: dict[Key, Statement] = field(default_factory=dict)
@@ -199,11 +192,7 @@ def _head(statement: Statement) -> Span:
 
 
 def _check_method(
-    method: Statement | None,
-    source: Source,
-    parsed: list[Statement],
-    problems: list[Diagnostic],
-    findings: Findings,
+    method: Statement | None, source: Source, parsed: list[Statement], problems: list[Diagnostic], findings: Findings
 ) -> None:
     start = Span(file=source.name, start=0, end=0)
     if method is None:
@@ -226,17 +215,13 @@ def _check_name(statement: Statement, findings: Findings) -> None:
     kind = {"definition": "definition", "param": "parameter", "score": "score"}.get(statement.kind)
     if statement.kind == "function":
         if name not in FUNCTION_COMPONENTS:
-            near = nearest(name, FUNCTION_COMPONENTS)
-            help = f"did you mean `{near}`?" if near else f"write `{name} = …`, or put it into `omega` or `upsilon`"
+            help = suggested(name, FUNCTION_COMPONENTS, f"write `{name} = …`, or put it into `omega` or `upsilon`")
             findings.add("E205", f"`{spelled}` is not a function component", span, help=help)
         return
     for names, what in ((OBSERVABLES, "an observable"), (CALLABLE, "a function"), (KEYWORDS, "a keyword")):
         if name in names:
             findings.add(
-                "E203",
-                f"`{spelled}` is {what}: a {kind} needs a name of its own",
-                span,
-                help=f"call it `my_{name}`",
+                "E203", f"`{spelled}` is {what}: a {kind} needs a name of its own", span, help=f"call it `my_{name}`"
             )
             return
     if name in FUNCTION_COMPONENTS:
@@ -255,8 +240,7 @@ def _extend(
     span = statement.span_of(leaf(statement))
     parent = library.sibling(name, source)
     if parent is None:
-        near = nearest(name, library.built_in())
-        help = f"did you mean `{near}`?" if near else f"put `{name}.gro` into the same folder"
+        help = suggested(name, library.built_in(), f"put `{name}.gro` into the same folder")
         findings.add("E601", f"there is no method `{name}` to extend", span, help=help)
         found.incomplete = True
         return
@@ -269,10 +253,7 @@ def _extend(
         return
     if len(chain) + 1 > MAX_EXTENDS:
         findings.add(
-            "E104",
-            f"`extends` goes more than {MAX_EXTENDS} deep",
-            span,
-            help="extend a method nearer the top",
+            "E104", f"`extends` goes more than {MAX_EXTENDS} deep", span, help="extend a method nearer the top"
         )
         return
     found.parents = (*found.parents, name)

@@ -113,11 +113,7 @@ def as_json(diagnostics: Iterable[Diagnostic], sources: Mapping[str, Source]) ->
     """One JSON document: a list of findings, each with file, line, column, end line, end column."""
     rows = []
     for finding in in_order(diagnostics):
-        row: dict[str, object] = {
-            "code": finding.code,
-            "severity": finding.severity,
-            "message": finding.message,
-        }
+        row: dict[str, object] = {"code": finding.code, "severity": finding.severity, "message": finding.message}
         row |= {"label": finding.label, "help": finding.help}
         row |= _position(finding.span, sources)
         row["notes"] = [{"label": note.label} | _position(note.span, sources) for note in finding.notes]

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 
 from lark import Token, Tree
 
-from grolang.language.declarations import (
-    COMPONENTS,
-    FUNCTION_COMPONENTS,
-    Declarations,
-    canonical,
-    leaf,
-)
-from grolang.language.findings import Findings, listed, nearest
+from grolang.language import ir
+from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS, Declarations, canonical, leaf
+from grolang.language.findings import Findings, listed, suggested
 from grolang.language.functions import (
     BINARY,
     CALLABLE,
@@ -28,21 +23,9 @@ from grolang.language.functions import (
     SPELLINGS,
     Form,
 )
-from grolang.language.ir import (
-    Arbitrary,
-    Argument,
-    Call,
-    Definition,
-    Expr,
-    Named,
-    Number,
-    Observed,
-    Parameter,
-    Reduce,
-)
 from grolang.language.scopes import REDUCED, Scope, has_axis, joined
 from grolang.language.source import Span
-from grolang.language.syntax import Statement
+from grolang.language.syntax import Statement, branches, operator
 
 #: what a group function needs, and which data has it
 DATA_OF = {
@@ -77,7 +60,7 @@ class Elaborator:
         self.data = data
         self.alone = alone  # whether the file says that a group is one completion
         self.findings = findings
-        self.definitions: dict[str, Definition | None] = {}
+        self.definitions: dict[str, ir.Definition | None] = {}
         self.in_law = False
         self._stack: list[tuple[str, Span]] = []
         self._statement: Statement | None = None
@@ -86,7 +69,7 @@ class Elaborator:
 
     # --- names ------------------------------------------------------------------------------------------------
 
-    def define(self, name: str) -> Definition | None:
+    def define(self, name: str) -> ir.Definition | None:
         """The checked definition or component of this name."""
         if name in self.definitions:
             return self.definitions[name]
@@ -100,31 +83,28 @@ class Elaborator:
         self._stack.append((name, span))
         body = self.expression(statement, statement.tree.children[1])
         self._stack.pop()
-        made = None if body is None else Definition(name=name, spelled=str(token), body=body, span=span)
+        made = None if body is None else ir.Definition(name=name, spelled=str(token), body=body, span=span)
         # A cycle that was found further in has already settled this name.
         return self.definitions.setdefault(name, made)
 
-    def _default(self, name: str) -> Definition | None:
+    def _default(self, name: str) -> ir.Definition | None:
         """A component that the author left out."""
         place = self.declared.place
-        zero, one = (
-            Number(scope=Scope.CONST, span=place, value=0.0),
-            Number(scope=Scope.CONST, span=place, value=1.0),
-        )
-        body: Expr | None
+        body: ir.Expr | None
         if name == "measure":
-            body = Observed(scope=Scope.TOKEN, live=True, span=place, name="logp")
+            body = ir.Observed(scope=Scope.TOKEN, live=True, span=place, name="logp")
         elif name == "advantage":
             parts = self._named("reward", place), self._named("baseline", place)
             body = None if None in parts else self._call("subtract", [part for part in parts if part], place)
         elif name == "reward":
             body = None
         else:
-            body = one if name in ("alpha", "credit") else zero
-        made = None if body is None else Definition(name=name, spelled=name, body=body, span=place, given=False)
+            value = 1.0 if name in ("alpha", "credit") else 0.0
+            body = ir.Number(scope=Scope.CONST, span=place, value=value)
+        made = None if body is None else ir.Definition(name=name, spelled=name, body=body, span=place, given=False)
         return self.definitions.setdefault(name, made)
 
-    def _named(self, name: str, span: Span) -> Expr | None:
+    def _named(self, name: str, span: Span) -> ir.Expr | None:
         names = [earlier for earlier, _ in self._stack]
         if name in names and name not in self.definitions:
             way = [*self._stack[names.index(name) :], (name, span)]
@@ -142,7 +122,7 @@ class Elaborator:
         if definition is None:
             return None
         body = definition.body
-        return Named(scope=body.scope, live=body.live, span=span, name=name)
+        return ir.Named(scope=body.scope, live=body.live, span=span, name=name)
 
     def _spelled(self, name: str) -> str:
         statement = self.declared.table.get(("name", name))
@@ -158,7 +138,7 @@ class Elaborator:
 
     def expression(
         self, statement: Statement, tree: Tree[Token] | Token | None, binding: Binding | None = None
-    ) -> Expr | None:
+    ) -> ir.Expr | None:
         """Check one tree of a statement."""
         before = self._statement, self._binding, self._axis
         self._statement, self._binding, self._axis = statement, binding, ""
@@ -167,9 +147,11 @@ class Elaborator:
         finally:
             self._statement, self._binding, self._axis = before
 
-    def _expression(self, tree: Tree[Token] | Token | None) -> Expr | None:
+    def _expression(self, tree: Tree[Token] | Token | None) -> ir.Expr | None:
         assert isinstance(tree, Tree), "bug in grolang: the grammar gave no tree for an expression"
-        rule: Callable[[Tree[Token]], Expr | None] = getattr(self, f"read_{tree.data}")
+        if (function := operator(tree)) is not None:
+            return self._apply(function, branches(tree), self._span(tree))
+        rule: Callable[[Tree[Token]], ir.Expr | None] = getattr(self, f"read_{tree.data}")
         return rule(tree)
 
     def _span(self, part: Tree[Token] | Token) -> Span:
@@ -180,38 +162,39 @@ class Elaborator:
         assert self._statement is not None
         return self._statement.text_of(part)
 
-    def read_literal(self, tree: Tree[Token]) -> Expr | None:
+    def read_literal(self, tree: Tree[Token]) -> ir.Expr | None:
         value = float(str(tree.children[0]))
         if math.isinf(value):
             self.findings.add(
                 "E505", f"`{tree.children[0]}` is too large a number", self._span(tree), help="write `inf`"
             )
             return None
-        return Number(scope=Scope.CONST, span=self._span(tree), value=value)
+        return ir.Number(scope=Scope.CONST, span=self._span(tree), value=value)
 
-    def read_parenthesis(self, tree: Tree[Token]) -> Expr | None:
-        return self._expression(_child(tree, 0))
+    def read_parenthesis(self, tree: Tree[Token]) -> ir.Expr | None:
+        return self._expression(tree.children[0])
 
-    def read_name(self, tree: Tree[Token]) -> Expr | None:
+    def read_name(self, tree: Tree[Token]) -> ir.Expr | None:
         spelled = str(tree.children[0])
         name, span = canonical(spelled), self._span(tree)
         if self._binding and name == self._binding.name:
-            return Argument(scope=self._binding.scope, span=span, name=self._binding.component)
+            return ir.Argument(scope=self._binding.scope, span=span, name=self._binding.component)
         if name == "inf":
-            return Number(scope=Scope.CONST, span=span, value=math.inf)
+            return ir.Number(scope=Scope.CONST, span=span, value=math.inf)
         if name in OBSERVABLES:
             row = OBSERVABLES[name]
             if row.data and not self.has(row.data):
-                self._wrong_data(f"`{spelled}` needs {DATA_OF[row.data][0]}", span)
+                code = "E402" if row.data == "groups" else "E401"
+                self._wrong_data(code, f"`{spelled}` needs {DATA_OF[row.data][0]}", span)
                 return None
-            return Observed(scope=row.scope, live=row.live, span=span, name=name)
+            return ir.Observed(scope=row.scope, live=row.live, span=span, name=name)
         statement = self.declared.table.get(("name", name))
         if statement is not None and statement.kind == "param":
-            return Parameter(scope=Scope.CONST, span=span, name=name)
+            return ir.Parameter(scope=Scope.CONST, span=span, name=name)
         if statement is not None and statement.kind == "score":
-            return Observed(scope=Scope.SEQUENCE, span=span, name=name)
+            return ir.Observed(scope=Scope.SEQUENCE, span=span, name=name)
         if self._binding and self._binding.component == "upsilon" and name == "advantage":
-            return Argument(scope=self._binding.scope, span=span, name="upsilon")
+            return ir.Argument(scope=self._binding.scope, span=span, name="upsilon")
         if name in FUNCTION_COMPONENTS or (statement is not None and statement.kind == "function"):
             help = "use its argument's definition, or name the value in a definition of its own"
             self.findings.add("E205", f"`{spelled}` is a function component, not a value", span, help=help)
@@ -221,7 +204,7 @@ class Elaborator:
         self._unknown(spelled, span)
         return None
 
-    def _component(self, name: str, spelled: str, span: Span) -> Expr | None:
+    def _component(self, name: str, spelled: str, span: Span) -> ir.Expr | None:
         if name == "reward" and ("name", "reward") not in self.declared.table and name not in self.declared.broken:
             help = "add `reward = …`"
             self.findings.add("E201", f"`{spelled}` is used, but the method gives no reward", span, help=help)
@@ -235,70 +218,46 @@ class Elaborator:
             help = f"call it: `{spelled}(…)`"
             self.findings.add("E205", f"`{spelled}` is a function, not a value", span, help=help)
             return
-        near = nearest(spelled, self.known()) if len(self.findings) < MANY else None
-        help = f"did you mean `{near}`?" if near else f"define it: `{spelled} = …`, or `param {spelled} = …`"
+        known = self.known() if len(self.findings) < MANY else ()
+        help = suggested(spelled, known, f"define it: `{spelled} = …`, or `param {spelled} = …`")
         self.findings.add("E201", f"there is no `{spelled}`", span, label="not known", help=help)
 
     def has(self, data: str) -> bool:
         """Whether the method's data holds pairs, labels, groups, …"""
         return not self.data or bool(DATA_OF[data][1] & set(self.data))
 
-    def _wrong_data(self, message: str, span: Span, help: str = "") -> None:
-        have = " + ".join(self.data)
-        code = "E404" if "greedy" in message else "E402" if "group" in message else "E401"
-        self.findings.add(
-            code,
-            f"{message}; this method learns from `data {have}`",
-            span,
-            help=help or "change the `data` line, or do without it",
-        )
+    def _wrong_data(self, code: str, message: str, span: Span, help: str = "") -> None:
+        message += f"; this method learns from `data {' + '.join(self.data)}`"
+        self.findings.add(code, message, span, help=help or "change the `data` line, or do without it")
 
     # --- operators ----------------------------------------------------------------------------------------------
 
-    def read_binary(self, tree: Tree[Token]) -> Expr | None:
-        left, sign, right = tree.children
-        return self._apply(BINARY[str(sign)].name, [_tree(left), _tree(right)], self._span(tree))
-
-    def read_negative(self, tree: Tree[Token]) -> Expr | None:
-        return self._apply("negate", [_child(tree, 1)], self._span(tree))
-
-    def read_not_(self, tree: Tree[Token]) -> Expr | None:
-        return self._apply("not", [_child(tree, 0)], self._span(tree))
-
-    def read_and_(self, tree: Tree[Token]) -> Expr | None:
-        """`a and b` is b where a holds, else a, as in Python."""
-        return self._apply("and", [_child(tree, 0), _child(tree, 1)], self._span(tree))
-
-    def read_or_(self, tree: Tree[Token]) -> Expr | None:
-        """`a or b` is a where a holds, else b, as in Python."""
-        return self._apply("or", [_child(tree, 0), _child(tree, 1)], self._span(tree))
-
-    def read_if_else(self, tree: Tree[Token]) -> Expr | None:
-        then, condition, otherwise = (_tree(child) for child in tree.children)
+    def read_if_else(self, tree: Tree[Token]) -> ir.Expr | None:
+        then, condition, otherwise = branches(tree)
         return self._apply("choose", [condition, then, otherwise], self._span(tree))
 
-    def read_comparison(self, tree: Tree[Token]) -> Expr | None:
+    def read_comparison(self, tree: Tree[Token]) -> ir.Expr | None:
         """`a < b < c` holds where both do, as in Python."""
-        values = [self._expression(_tree(child)) for child in tree.children[::2]]
+        values = [self._expression(part) for part in branches(tree)]
         signs = [str(sign) for sign in tree.children[1::2]]
         span = self._span(tree)
-        held: Expr | None = None
+        held: ir.Expr | None = None
         for index, sign in enumerate(signs):
             pair = self._call(BINARY[sign].name, values[index : index + 2], span)
             held = pair if index == 0 else self._call("and", [held, pair], span)
         return held
 
-    def _apply(self, function: str, trees: Iterable[Tree[Token]], span: Span) -> Expr | None:
+    def _apply(self, function: str, trees: Iterable[Tree[Token]], span: Span) -> ir.Expr | None:
         return self._call(function, [self._expression(tree) for tree in trees], span)
 
-    def _call(self, function: str, arguments: Iterable[Expr | None], span: Span) -> Expr | None:
+    def _call(self, function: str, arguments: Iterable[ir.Expr | None], span: Span) -> ir.Expr | None:
         made = tuple(arguments)
         whole = tuple(argument for argument in made if argument is not None)
         if len(whole) < len(made) or self._unlike(whole, span):
             return None
         flows = FUNCTIONS[function].derivative
         live = any(argument.live for argument, flow in zip(whole, flows) if flow is not None)
-        return Call(
+        return ir.Call(
             scope=joined(*(argument.scope for argument in whole)),
             live=live,
             span=span,
@@ -306,7 +265,7 @@ class Elaborator:
             arguments=whole,
         )
 
-    def _unlike(self, parts: tuple[Expr, ...], span: Span) -> bool:
+    def _unlike(self, parts: tuple[ir.Expr, ...], span: Span) -> bool:
         """Whether a token value meets a comparison of sequences; a finding if so."""
         tokens = [part for part in parts if part.scope is Scope.TOKEN]
         if not tokens or all(part.scope is not Scope.COMPARISON for part in parts):
@@ -320,10 +279,9 @@ class Elaborator:
 
     # --- calls --------------------------------------------------------------------------------------------------
 
-    def read_call(self, tree: Tree[Token]) -> Expr | None:
-        word, *arguments, axis = tree.children
+    def read_call(self, tree: Tree[Token]) -> ir.Expr | None:
+        word, axis, trees = tree.children[0], tree.children[-1], branches(tree)
         assert isinstance(word, Token)
-        trees = [_tree(argument) for argument in arguments]
         name = SPELLINGS.get(str(word), canonical(str(word)))
         if name == "any" and self.in_law:
             return self._any(tree, trees)
@@ -356,8 +314,7 @@ class Elaborator:
                 "E205", f"`{word}` is a value, not a function", span, help=f"write `{word} * (…)` to multiply"
             )
         else:
-            near = nearest(str(word), CALLABLE)
-            help = f"did you mean `{near}`?" if near else "the reference lists every function"
+            help = suggested(str(word), CALLABLE, "the reference lists every function")
             self.findings.add("E205", f"there is no function `{word}`", span, label="not known", help=help)
 
     def _counted(self, word: Token, given: int, expected: tuple[str, ...]) -> bool:
@@ -378,14 +335,13 @@ class Elaborator:
 
     def _reduction(
         self, tree: Tree[Token], word: Token, name: str, trees: list[Tree[Token]], axis_word: Token
-    ) -> Expr | None:
+    ) -> ir.Expr | None:
         if name not in REDUCTIONS:
             if name in CALLABLE:
                 help = f"write it without `over {axis_word}`"
                 self.findings.add("E304", f"`{word}` does not reduce over an axis", self._span(axis_word), help=help)
             else:
-                near = nearest(str(word), REDUCTIONS)
-                help = f"did you mean `{near}`?" if near else f"the reductions are {listed(REDUCTIONS)}"
+                help = suggested(str(word), REDUCTIONS, f"the reductions are {listed(REDUCTIONS)}")
                 self.findings.add(
                     "E205", f"there is no reduction `{word}`", self._span(word), label="not known", help=help
                 )
@@ -396,8 +352,7 @@ class Elaborator:
         axis = str(axis_word)
         values = [self._inside(axis, argument) for argument in trees]
         if axis not in REDUCED:
-            near = nearest(axis, REDUCED)
-            help = f"did you mean `{near}`?" if near else f"the axes are {listed(REDUCED)}"
+            help = suggested(axis, REDUCED, f"the axes are {listed(REDUCED)}")
             self.findings.add("E207", f"there is no axis `{axis}` to reduce over", self._span(axis_word), help=help)
             return None
         if any(value is None for value in values):
@@ -405,7 +360,7 @@ class Elaborator:
         value, *rest = [value for value in values if value is not None]
         if axis in ("group", "others") and not self.has("groups"):
             self._wrong_data(
-                f"`over {axis}` needs groups", self._span(axis_word), "use `over batch`, or data with groups"
+                "E402", f"`over {axis}` needs groups", self._span(axis_word), "use `over batch`, or data with groups"
             )
             return None
         if axis == "others" and self.alone and not self.in_law:
@@ -416,7 +371,7 @@ class Elaborator:
             return None
         if rest and not self._quantile(rest[0], trees[1]):
             return None
-        return Reduce(
+        return ir.Reduce(
             scope=REDUCED[axis],
             live=value.live,
             span=self._span(tree),
@@ -431,7 +386,7 @@ class Elaborator:
         help = "write `group 2` or more, or reduce `over batch`"
         self.findings.add("E406", "a group of one has no others", span, label="nothing is left", notes=notes, help=help)
 
-    def _inside(self, axis: str, tree: Tree[Token]) -> Expr | None:
+    def _inside(self, axis: str, tree: Tree[Token]) -> ir.Expr | None:
         """An argument of a reduction over this axis."""
         before, self._axis = self._axis, axis
         try:
@@ -439,7 +394,7 @@ class Elaborator:
         finally:
             self._axis = before
 
-    def _no_axis(self, word: Token, tree: Tree[Token], value: Expr, axis: str) -> None:
+    def _no_axis(self, word: Token, tree: Tree[Token], value: ir.Expr, axis: str) -> None:
         verb = {"max": "take the largest of", "min": "take the smallest of", "quantile": "take a quantile of"}
         what = {"tokens": "tokens", "group": "the group", "others": "the others", "batch": "the batch"}[axis]
         action = "to sum" if word == "sum" else verb.get(str(word), f"to take the {word} of").removeprefix("to ")
@@ -454,7 +409,7 @@ class Elaborator:
             help=f"write `{self._text(tree)}`, or {act} {example}",
         )
 
-    def _quantile(self, q: Expr, tree: Tree[Token]) -> bool:
+    def _quantile(self, q: ir.Expr, tree: Tree[Token]) -> bool:
         if q.scope is not Scope.CONST:
             help = "use a number or a parameter between 0 and 1"
             message = f"the `q` of a quantile must be one number; `{self._text(tree)}` {q.scope.phrase}"
@@ -464,29 +419,27 @@ class Elaborator:
         if value is not None and not 0 <= value <= 1:
             help = "0.5 is the median"
             self.findings.add(
-                "E505",
-                f"the `q` of a quantile lies between 0 and 1, not {value:g}",
-                self._span(tree),
-                help=help,
+                "E505", f"the `q` of a quantile lies between 0 and 1, not {value:g}", self._span(tree), help=help
             )
             return False
         return True
 
-    def _any(self, tree: Tree[Token], trees: list[Tree[Token]]) -> Expr | None:
+    def _any(self, tree: Tree[Token], trees: list[Tree[Token]]) -> ir.Expr | None:
         words = {scope.word: scope for scope in Scope if scope is not Scope.COMPARISON}
         named = str(trees[0].children[0]) if len(trees) == 1 and trees[0].data == "name" else ""
         if named not in words:
             help = f"write `any(SCOPE)`, SCOPE one of {listed(words)}"
             self.findings.add("E206", "`any` takes the name of a scope", self._span(tree), help=help)
             return None
-        return Arbitrary(scope=words[named], span=self._span(tree))
+        return ir.Arbitrary(scope=words[named], span=self._span(tree))
 
     # --- forms --------------------------------------------------------------------------------------------------
 
-    def _form(self, tree: Tree[Token], word: Token, row: Form, trees: list[Tree[Token]]) -> Expr | None:
+    def _form(self, tree: Tree[Token], word: Token, row: Form, trees: list[Tree[Token]]) -> ir.Expr | None:
         values = [self._expression(argument) for argument in trees]
         if row.data and not self.has(row.data):
-            self._wrong_data(f"`{word}` needs {DATA_OF[row.data][0]}", self._span(word))
+            code = "E404" if row.data == "prompts" else "E401"
+            self._wrong_data(code, f"`{word}` needs {DATA_OF[row.data][0]}", self._span(word))
             return None
         if any(value is None for value in values):
             return None
@@ -507,7 +460,7 @@ class Elaborator:
             return None
         gives = value.scope if row.name == "sg" else row.gives
         live = row.flows and value.live
-        return Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=tuple(whole))
+        return ir.Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=tuple(whole))
 
     def _misplaced(self, word: Token, tree: Tree[Token]) -> None:
         """`own` where no sequence is held against the others of its group."""
@@ -517,7 +470,7 @@ class Elaborator:
         help = f"write the whole comparison there, such as `mean({word}({text}) > {text} over others)`"
         self.findings.add("E308", message, self._span(word), help=help)
 
-    def _wrong_scope(self, word: Token, row: Form, tree: Tree[Token], value: Expr) -> None:
+    def _wrong_scope(self, word: Token, row: Form, tree: Tree[Token], value: ir.Expr) -> None:
         text = self._text(tree)
         if value.scope is Scope.TOKEN:
             help = f"say how its tokens count: `{word}(sum({text} over tokens))`"
@@ -531,7 +484,7 @@ class Elaborator:
         message = f"`{word}` takes one value per {expected}; `{text}` {value.scope.phrase}"
         self.findings.add("E302", message, self._span(tree), label=value.scope.word, help=help)
 
-    def _made_of(self, form: str, value: Expr, word: Token) -> bool:
+    def _made_of(self, form: str, value: ir.Expr, word: Token) -> bool:
         """Whether the argument of `greedy` is made of scores, that of `mismatched` of log-probs."""
         seen = self.observed(value)
         scores = {name for name, _ in self.declared.of_kind("score")}
@@ -553,48 +506,26 @@ class Elaborator:
         )
         return False
 
-    def observed(self, expr: Expr) -> list[str]:
+    def observed(self, expr: ir.Expr) -> list[str]:
         """Every observable, score and reduction beyond tokens that an expression uses, through definitions."""
-        found: dict[str, None] = {}
-        stack, visited = [expr], set[str]()
-        while stack:
-            node = stack.pop()
-            if isinstance(node, Observed):
-                found[node.name] = None
-            elif isinstance(node, Argument):
-                found[self._binding.name if self._binding else node.name] = None
-            elif isinstance(node, Named) and node.name not in visited:
-                visited.add(node.name)
-                definition = self.definitions.get(node.name)
-                if definition is not None:
-                    stack.append(definition.body)
-            elif isinstance(node, (Call, Reduce)):
-                stack += node.arguments
-                if isinstance(node, Reduce) and node.axis != "tokens":
-                    found[f"over {node.axis}"] = None
-                elif (
-                    isinstance(node, Call)
-                    and node.function in FORMS
-                    and node.function not in ("sg", "terminal", "to_go")
-                ):
-                    found[node.function] = None
-        return list(found)
+        found: list[str] = []
+        for node in ir.nodes(expr, self.definitions):
+            if isinstance(node, ir.Observed):
+                found.append(node.name)
+            elif isinstance(node, ir.Argument):
+                found.append(self._binding.name if self._binding else node.name)
+            elif isinstance(node, ir.Reduce) and node.axis != "tokens":
+                found.append(f"over {node.axis}")
+            elif isinstance(node, ir.Call) and node.function in FORMS.keys() - {"sg", "terminal", "to_go"}:
+                found.append(node.function)
+        return list(dict.fromkeys(found))
 
 
-def _tree(child: Tree[Token] | Token | None) -> Tree[Token]:
-    assert isinstance(child, Tree)
-    return child
-
-
-def _child(tree: Tree[Token], index: int) -> Tree[Token]:
-    return _tree(tree.children[index])
-
-
-def constant(expr: Expr) -> float | None:
+def constant(expr: ir.Expr) -> float | None:
     """The value of a number, with or without a sign."""
-    if isinstance(expr, Number):
+    if isinstance(expr, ir.Number):
         return expr.value
-    if isinstance(expr, Call) and expr.function == "negate":
+    if isinstance(expr, ir.Call) and expr.function == "negate":
         inner = constant(expr.arguments[0])
         return None if inner is None else -inner
     return None

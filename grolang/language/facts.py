@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 from grolang.language import intervals
-from grolang.language.functions import FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS, Slope
+from grolang.language.functions import DENIED, FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS, Slope
 from grolang.language.intervals import ANY, Interval
-from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce
+from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce, nodes
 
 #: what is known beyond the table: an expression's key -> the range that a condition leaves it
 Known = Mapping[object, Interval]
@@ -46,9 +47,17 @@ class Facts:
         self.method = method
         self.fixed = fixed
         self.typical = typical
-        self.arguments: dict[str, Interval] = {}
         self._ranges: dict[object, Interval] = {}
         self._slopes: dict[tuple[str, str], Slope] = {}
+
+    @cached_property
+    def arguments(self) -> dict[str, Interval]:
+        """The ranges of omega's argument, alpha * (measure - anchor), and of upsilon's, the advantage."""
+        alpha, measure, anchor, advantage = (
+            self.range(self.method.definitions[name].body) for name in ("alpha", "measure", "anchor", "advantage")
+        )
+        distance = FUNCTIONS["subtract"].range(measure, anchor)
+        return {"omega": FUNCTIONS["multiply"].range(alpha, distance), "upsilon": advantage}
 
     def range(self, expr: Expr, known: Known | None = None) -> Interval:
         """Every value that the expression can take lies here."""
@@ -75,7 +84,7 @@ class Facts:
                 # definitions that use each other cost one look each.
                 return self.range(self.method.definitions[expr.name].body)
             case Argument():
-                return self.arguments.get(expr.name, ANY)
+                return self.arguments[expr.name]
             case Reduce():
                 return REDUCTIONS[expr.function].range(self.range(expr.arguments[0], known))
             case Call(function="choose"):
@@ -106,21 +115,13 @@ class Facts:
                 return self.assumed(args[0], not holds, known)
             case ("and", True) | ("or", False):
                 return self.assumed(args[0], holds, known) | self.assumed(args[1], holds, known)
-            case (("less" | "less_equal" | "greater" | "greater_equal" | "not_equal" | "equal"), _):
-                return self._compared(condition.function, holds, args[0], args[1], known)
+            case sign, _ if sign in DENIED:
+                return self._compared(sign, holds, args[0], args[1], known)
             case _:
                 return {}
 
     def _compared(self, sign: str, holds: bool, a: Expr, b: Expr, known: Known) -> dict[object, Interval]:
-        opposite = {
-            "less": "greater_equal",
-            "greater_equal": "less",
-            "greater": "less_equal",
-            "less_equal": "greater",
-            "equal": "not_equal",
-            "not_equal": "equal",
-        }
-        sign = sign if holds else opposite[sign]
+        sign = sign if holds else DENIED[sign]
         x, y = self.range(a, known), self.range(b, known)
         match sign:
             case "less" | "less_equal":
@@ -183,18 +184,8 @@ def _joined(parts: list[Slope]) -> Slope:
 
 def reads(expr: Expr, method: MethodIR, *, into: bool = True) -> set[tuple[str, str]]:
     """Kind and name of everything that an expression mentions; `into` follows definitions."""
-    found: set[tuple[str, str]] = set()
-    stack = [expr]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, (Call, Reduce)):
-            stack += node.arguments
-        elif isinstance(node, (Parameter, Observed, Named, Argument)):
-            mention = node.kind, node.name
-            if isinstance(node, Named) and into and mention not in found:
-                stack.append(method.definitions[node.name].body)
-            found.add(mention)
-    return found
+    every = nodes(expr, method.definitions if into else None)
+    return {(node.kind, node.name) for node in every if isinstance(node, (Parameter, Observed, Named, Argument))}
 
 
 def value(expr: Expr, method: MethodIR, given: dict[tuple[str, str], float]) -> float:
@@ -225,14 +216,9 @@ def value(expr: Expr, method: MethodIR, given: dict[tuple[str, str], float]) -> 
 
 def pointwise(expr: Expr, method: MethodIR) -> bool:
     """Whether an expression is made of numbers at one place only: no reduction, no form."""
-    stack, seen = [expr], set[str]()
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Reduce) or (isinstance(node, Call) and node.function not in FUNCTIONS):
-            return False
-        if isinstance(node, Call):
-            stack += node.arguments
-        elif isinstance(node, Named) and node.name not in seen:
-            seen.add(node.name)
-            stack.append(method.definitions[node.name].body)
-    return True
+    return all(elementwise(node) for node in nodes(expr, method.definitions))
+
+
+def elementwise(node: Expr) -> bool:
+    """Whether a node is made at one place: no reduction, no form."""
+    return not isinstance(node, Reduce) and (not isinstance(node, Call) or node.function in FUNCTIONS)

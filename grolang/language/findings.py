@@ -43,6 +43,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return lowered[close[0]] if close else None
 
 
+def suggested(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The help for a name that is not known: the nearest one that is, or where none is near, these words."""
+    near = nearest(name, known)
+    return f"did you mean `{near}`?" if near else otherwise
+
+
 def listed(names: Iterable[str], *, last: str = "or") -> str:
     """`a`, `b` or `c`"""
     quoted = [f"`{name}`" for name in names]

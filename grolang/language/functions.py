@@ -8,6 +8,7 @@ rows and know no function by name; a test ties every declared fact to numbers.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,62 +65,6 @@ def _flipped(slope: Slope) -> Slope:
     return {"+": "-", "-": "+"}.get(slope, slope)
 
 
-def _rising(function: Callable[[float], float]) -> Callable[[Interval], Interval]:
-    return lambda a: intervals.monotone_image(function, a)
-
-
-def _absolute(a: Interval) -> Interval:
-    if a.nonnegative:
-        return a
-    if a.nonpositive:
-        return intervals.negated(a)
-    high = max((-a.low, not a.low_open), (a.high, not a.high_open))
-    return Interval(0, high[0], False, not high[1])
-
-
-def _least(a: Interval, b: Interval) -> Interval:
-    low, high = (
-        min((a.low, a.low_open), (b.low, b.low_open)),
-        min((a.high, not a.high_open), (b.high, not b.high_open)),
-    )
-    return Interval(low[0], high[0], low[1], not high[1])
-
-
-def _greatest(a: Interval, b: Interval) -> Interval:
-    return intervals.negated(_least(intervals.negated(a), intervals.negated(b)))
-
-
-def _clipped(x: Interval, low: Interval, high: Interval) -> Interval:
-    return _least(_greatest(x, low), high)
-
-
-def _power(a: Interval, b: Interval) -> Interval:
-    n = b.point
-    if n is not None and math.isfinite(n) and n % 2 == 0:
-        size = _absolute(a)
-        return _power_of_positive(size, b) if n >= 0 or size.positive else POSITIVE
-    if a.nonnegative:
-        return _power_of_positive(a, b)
-    return ANY
-
-
-def _power_of_positive(a: Interval, b: Interval) -> Interval:
-    low_open = (a.low_open and b.low >= 0) or (a.positive and b.point is None)
-    ends = []
-    for x in (a.low, a.high):
-        for n in (b.low, b.high):
-            try:
-                ends.append(x**n)
-            except (OverflowError, ZeroDivisionError):
-                ends.append(math.inf)
-    if any(math.isnan(end) for end in ends):
-        return POSITIVE if a.positive else NONNEGATIVE
-    if a.low < 1 < a.high:
-        ends.append(1.0)
-    low, high = min(ends), max(ends)
-    return Interval(low, high, low == 0 and (low_open or a.positive), False)
-
-
 def _power_slopes(a: Interval, b: Interval) -> tuple[Slope, Slope]:
     n = b.point
     if n is not None and math.isfinite(n) and n == int(n) and n > 0:
@@ -140,10 +85,28 @@ def _chosen_range(condition: Interval, then: Interval, otherwise: Interval) -> I
     return otherwise if condition.point == 0 else intervals.hull(then, otherwise)
 
 
-_TO_ZERO = "not defined at 0 or below"
+def _comparison(name: str, symbol: str, slopes: str, holds: Callable[[float, float], bool]) -> Function:
+    def number(a: float, b: float) -> float:
+        return float(holds(a, b))
+
+    return Function(name, ("a", "b"), _truth, _fixed(*slopes), (None, None), symbol=symbol, number=number)
+
+
+def _rising(
+    name: str, number: Callable[[float], float], derivative: str, help: str, domain: Interval = ANY, why: str = ""
+) -> Function:
+    """A function of one number that never falls."""
+
+    def image(a: Interval) -> Interval:
+        return intervals.monotone_image(number, intervals.meet(a, domain))
+
+    return Function(
+        name, ("x",), image, _fixed("+"), (derivative,), ((0, domain, why),) if why else (), number, help=help
+    )
+
 
 ROWS = (
-    Function("add", ("a", "b"), intervals.added, _fixed("+", "+"), ("1", "1"), symbol="+", number=lambda a, b: a + b),
+    Function("add", ("a", "b"), intervals.added, _fixed("+", "+"), ("1", "1"), symbol="+", number=operator.add),
     Function(
         "subtract",
         ("a", "b"),
@@ -151,7 +114,7 @@ ROWS = (
         _fixed("+", "-"),
         ("1", "-1"),
         symbol="-",
-        number=lambda a, b: a - b,
+        number=operator.sub,
     ),
     Function(
         "multiply",
@@ -160,7 +123,7 @@ ROWS = (
         lambda a, b: (_sign_of(b), _sign_of(a)),
         ("b", "a"),
         symbol="*",
-        number=lambda a, b: a * b,
+        number=operator.mul,
     ),
     Function(
         "divide",
@@ -169,40 +132,24 @@ ROWS = (
         lambda a, b: (_sign_of(b), _flipped(_sign_of(a)) if b.positive or b.negative else "?"),
         ("1 / b", "-out / b"),
         symbol="/",
-        number=lambda a, b: a / b,
+        number=operator.truediv,
     ),
     Function(
         "power",
         ("a", "b"),
-        _power,
+        intervals.power,
         _power_slopes,
         ("b * a ^ (b - 1)", "out * log(a)"),
         symbol="^",
-        number=lambda a, b: math.pow(a, b),
+        number=math.pow,
     ),
-    Function("negate", ("a",), intervals.negated, _fixed("-"), ("-1",), symbol="-", number=lambda a: -a),
-    Function("less", ("a", "b"), _truth, _fixed("-", "+"), (None, None), symbol="<", number=lambda a, b: float(a < b)),
-    Function(
-        "less_equal", ("a", "b"), _truth, _fixed("-", "+"), (None, None), symbol="<=", number=lambda a, b: float(a <= b)
-    ),
-    Function(
-        "greater", ("a", "b"), _truth, _fixed("+", "-"), (None, None), symbol=">", number=lambda a, b: float(a > b)
-    ),
-    Function(
-        "greater_equal",
-        ("a", "b"),
-        _truth,
-        _fixed("+", "-"),
-        (None, None),
-        symbol=">=",
-        number=lambda a, b: float(a >= b),
-    ),
-    Function(
-        "equal", ("a", "b"), _truth, _fixed("?", "?"), (None, None), symbol="==", number=lambda a, b: float(a == b)
-    ),
-    Function(
-        "not_equal", ("a", "b"), _truth, _fixed("?", "?"), (None, None), symbol="!=", number=lambda a, b: float(a != b)
-    ),
+    Function("negate", ("a",), intervals.negated, _fixed("-"), ("-1",), symbol="-", number=operator.neg),
+    _comparison("less", "<", "-+", operator.lt),
+    _comparison("less_equal", "<=", "-+", operator.le),
+    _comparison("greater", ">", "+-", operator.gt),
+    _comparison("greater_equal", ">=", "+-", operator.ge),
+    _comparison("equal", "==", "??", operator.eq),
+    _comparison("not_equal", "!=", "??", operator.ne),
     Function("not", ("a",), _truth, _fixed("?"), (None,), symbol="not", number=lambda a: float(a == 0)),
     Function(
         "choose",
@@ -231,47 +178,21 @@ ROWS = (
         symbol="or",
         number=lambda a, b: a if a else b,
     ),
-    Function("exp", ("x",), _rising(math.exp), _fixed("+"), ("out",), help="e to the power of x", number=math.exp),
-    Function(
-        "log",
-        ("x",),
-        lambda a: _rising(math.log)(intervals.meet(a, NONNEGATIVE)),
-        _fixed("+"),
-        ("1 / x",),
-        ((0, POSITIVE, _TO_ZERO),),
-        help="natural logarithm",
-        number=math.log,
-    ),
-    Function(
+    _rising("exp", math.exp, "out", "e to the power of x"),
+    _rising("log", math.log, "1 / x", "natural logarithm", POSITIVE, "not defined at 0 or below"),
+    _rising(
         "log1p",
-        ("x",),
-        lambda a: _rising(math.log1p)(intervals.meet(a, Interval(-1))),
-        _fixed("+"),
-        ("1 / (1 + x)",),
-        ((0, Interval(-1, low_open=True), "not defined at -1 or below"),),
-        help="log(1 + x), exact near 0",
-        number=math.log1p,
+        math.log1p,
+        "1 / (1 + x)",
+        "log(1 + x), exact near 0",
+        Interval(-1, low_open=True),
+        "not defined at -1 or below",
     ),
+    _rising("expm1", math.expm1, "out + 1", "exp(x) - 1, exact near 0"),
+    _rising("sqrt", math.sqrt, "0.5 / out", "square root", NONNEGATIVE, "not defined below 0"),
     Function(
-        "expm1",
-        ("x",),
-        _rising(math.expm1),
-        _fixed("+"),
-        ("out + 1",),
-        help="exp(x) - 1, exact near 0",
-        number=math.expm1,
+        "abs", ("x",), intervals.absolute, lambda a: (_sign_of(a),), ("sign(x)",), help="distance from 0", number=abs
     ),
-    Function(
-        "sqrt",
-        ("x",),
-        lambda a: _rising(math.sqrt)(intervals.meet(a, NONNEGATIVE)),
-        _fixed("+"),
-        ("0.5 / out",),
-        ((0, NONNEGATIVE, "not defined below 0"),),
-        help="square root",
-        number=math.sqrt,
-    ),
-    Function("abs", ("x",), _absolute, lambda a: (_sign_of(a),), ("sign(x)",), help="distance from 0", number=abs),
     Function(
         "sign",
         ("x",),
@@ -281,40 +202,14 @@ ROWS = (
         help="1, 0 or -1",
         number=lambda x: float((x > 0) - (x < 0)),
     ),
-    Function(
-        "sigmoid",
-        ("x",),
-        _rising(_sigmoid),
-        _fixed("+"),
-        ("out * (1 - out)",),
-        help="1 / (1 + exp(-x))",
-        number=_sigmoid,
-    ),
-    Function(
-        "logsigmoid",
-        ("x",),
-        _rising(_logsigmoid),
-        _fixed("+"),
-        ("sigmoid(-x)",),
-        help="log(sigmoid(x))",
-        number=_logsigmoid,
-    ),
-    Function(
-        "softplus",
-        ("x",),
-        lambda a: intervals.negated(_rising(_logsigmoid)(intervals.negated(a))),
-        _fixed("+"),
-        ("sigmoid(x)",),
-        help="log(1 + exp(x))",
-        number=lambda x: -_logsigmoid(-x),
-    ),
-    Function(
-        "tanh", ("x",), _rising(math.tanh), _fixed("+"), ("1 - out * out",), help="hyperbolic tangent", number=math.tanh
-    ),
+    _rising("sigmoid", _sigmoid, "out * (1 - out)", "1 / (1 + exp(-x))"),
+    _rising("logsigmoid", _logsigmoid, "sigmoid(-x)", "log(sigmoid(x))"),
+    _rising("softplus", lambda x: -_logsigmoid(-x), "sigmoid(x)", "log(1 + exp(x))"),
+    _rising("tanh", math.tanh, "1 - out * out", "hyperbolic tangent"),
     Function(
         "relu",
         ("x",),
-        lambda a: _greatest(a, intervals.exactly(0)),
+        lambda a: intervals.greatest(a, intervals.exactly(0)),
         _fixed("+"),
         ("1 if x > 0 else 0",),
         help="max(x, 0)",
@@ -323,7 +218,7 @@ ROWS = (
     Function(
         "min",
         ("a", "b"),
-        _least,
+        intervals.least,
         _fixed("+", "+"),
         ("1 if a < b else 0.5 if a == b else 0", "1 if b < a else 0.5 if a == b else 0"),
         help="the smaller of two",
@@ -332,7 +227,7 @@ ROWS = (
     Function(
         "max",
         ("a", "b"),
-        _greatest,
+        intervals.greatest,
         _fixed("+", "+"),
         ("1 if a > b else 0.5 if a == b else 0", "1 if b > a else 0.5 if a == b else 0"),
         help="the larger of two",
@@ -341,7 +236,7 @@ ROWS = (
     Function(
         "clip",
         ("x", "lo", "hi"),
-        _clipped,
+        intervals.clipped,
         _fixed("+", "+", "+"),
         ("1 if lo <= x <= hi else 0", "1 if x < lo and lo <= hi else 0", "1 if max(x, lo) > hi else 0"),
         help="x, held between lo and hi",
@@ -350,6 +245,15 @@ ROWS = (
 )
 
 FUNCTIONS: dict[str, Function] = {row.name: row for row in ROWS}
+#: each comparison, and the one that holds where it does not
+DENIED = {
+    "less": "greater_equal",
+    "less_equal": "greater",
+    "greater": "less_equal",
+    "greater_equal": "less",
+    "equal": "not_equal",
+    "not_equal": "equal",
+}
 BINARY = {row.symbol: row for row in ROWS if row.symbol and len(row.arguments) == 2}
 #: what an author may call; the rest is written with symbols
 NAMED: dict[str, Function] = {row.name: row for row in ROWS if not row.symbol}
@@ -487,32 +391,7 @@ OBSERVABLES: dict[str, Observable] = {
 LOG_PROBS = ("logp", "logp_old", "logp_sampler", "logp_ref", "entropy")
 
 #: words that no definition may take
-KEYWORDS = frozenset(
-    [
-        "method",
-        "extends",
-        "data",
-        "group",
-        "param",
-        "score",
-        "report",
-        "law",
-        "aggregate",
-        "over",
-        "in",
-        "and",
-        "or",
-        "not",
-        "if",
-        "else",
-        "with",
-        "when",
-        "any",
-        "inf",
-        "tokens",
-        "sequences",
-        "groups",
-        "others",
-        "batch",
-    ]
+KEYWORDS = frozenset(  # a text, since a list would take a line a word
+    """method extends data group param score report law aggregate over in and or not if else with when any inf
+    tokens sequences groups others batch""".split()  # noqa: SIM905
 )

@@ -80,10 +80,7 @@ def _highest(ends: list[_End]) -> _End:
 
 def hull(*parts: Interval) -> Interval:
     """The smallest interval around all of them."""
-    low, high = (
-        _lowest([(p.low, p.low_open) for p in parts]),
-        _highest([(p.high, p.high_open) for p in parts]),
-    )
+    low, high = (_lowest([(p.low, p.low_open) for p in parts]), _highest([(p.high, p.high_open) for p in parts]))
     return Interval(low[0], high[0], low[1], high[1])
 
 
@@ -163,3 +160,55 @@ def _at(function: Callable[[float], float], x: float) -> float:
     except (ValueError, ZeroDivisionError):
         return -INF if x <= 0 else INF
     return (-INF if x < 0 else INF) if math.isnan(y) else y
+
+
+def absolute(a: Interval) -> Interval:
+    if a.nonnegative:
+        return a
+    if a.nonpositive:
+        return negated(a)
+    high = max((-a.low, not a.low_open), (a.high, not a.high_open))
+    return Interval(0, high[0], False, not high[1])
+
+
+def least(a: Interval, b: Interval) -> Interval:
+    low, high = (
+        min((a.low, a.low_open), (b.low, b.low_open)),
+        min((a.high, not a.high_open), (b.high, not b.high_open)),
+    )
+    return Interval(low[0], high[0], low[1], not high[1])
+
+
+def greatest(a: Interval, b: Interval) -> Interval:
+    return negated(least(negated(a), negated(b)))
+
+
+def clipped(x: Interval, low: Interval, high: Interval) -> Interval:
+    return least(greatest(x, low), high)
+
+
+def power(a: Interval, b: Interval) -> Interval:
+    n = b.point
+    if n is not None and math.isfinite(n) and n % 2 == 0:
+        size = absolute(a)
+        return _power_of_positive(size, b) if n >= 0 or size.positive else POSITIVE
+    if a.nonnegative:
+        return _power_of_positive(a, b)
+    return ANY
+
+
+def _power_of_positive(a: Interval, b: Interval) -> Interval:
+    low_open = (a.low_open and b.low >= 0) or (a.positive and b.point is None)
+    ends = []
+    for x in (a.low, a.high):
+        for n in (b.low, b.high):
+            try:
+                ends.append(x**n)
+            except (OverflowError, ZeroDivisionError):
+                ends.append(INF)
+    if any(math.isnan(end) for end in ends):
+        return POSITIVE if a.positive else NONNEGATIVE
+    if a.low < 1 < a.high:
+        ends.append(1.0)
+    low, high = min(ends), max(ends)
+    return Interval(low, high, low == 0 and (low_open or a.positive), False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -149,6 +150,14 @@ class Law(Frozen):
     exchanges: dict[str, Expr] = {}
     span: Span
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """How its loss is averaged: as it says, else over its sequences or groups."""
+        if self.aggregate is not None or self.body is None:
+            return self.aggregate or ()
+        axis = {Scope.SEQUENCE: "sequences", Scope.GROUP: "groups"}.get(self.body.scope)
+        return () if axis is None else (Step(function="mean", axis=axis, divisor=None, span=self.body.span),)
+
 
 class MethodIR(Frozen):
     """A checked method: every component is there, the author's or its default."""
@@ -170,6 +179,20 @@ class MethodIR(Frozen):
     @property
     def grouped(self) -> bool:
         return "preference" in self.data or "prompts" in self.data
+
+
+def nodes(expr: Expr, definitions: Mapping[str, Definition | None] | None = None) -> Iterator[Expr]:
+    """An expression and all that it is made of; with `definitions` also what the names in it stand for, each once."""
+    stack, seen = [expr], set[str]()
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, (Call, Reduce)):
+            stack += node.arguments
+        elif isinstance(node, Named) and definitions is not None and node.name not in seen:
+            seen.add(node.name)
+            if (definition := definitions.get(node.name)) is not None:
+                stack.append(definition.body)
 
 
 for _node in (Call, Reduce):

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from grolang.language.diagnostics import Diagnostic, GroError
-from grolang.language.findings import nearest
+from grolang.language.findings import suggested
 from grolang.language.source import Source, Span
 from grolang.language.syntax import MAX_BYTES
 
@@ -67,8 +67,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Source:
         stem = Path(text).stem
         hint = f"the built-in method is called `{stem}`" if stem in built_in() else "check the path"
         raise GroError.plain(f"there is no file `{text}`", help=hint, code="E602")
-    near = nearest(text, built_in())
-    hint = f"did you mean `{near}`?" if near else "`grolang list` shows the built-in methods"
+    hint = suggested(text, built_in(), "`grolang list` shows the built-in methods")
     raise GroError.plain(f"there is no built-in method `{text}`, and no such file", help=hint, code="E602")
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from lark import Token, Tree
 
-from grolang.language.analysis import arguments, falling, refuted
+from grolang.language.analysis import falling, refuted
 from grolang.language.declarations import canonical, leaf, room_to_nest, text
 from grolang.language.diagnostics import GroError
 from grolang.language.facts import Facts
-from grolang.language.findings import Findings, listed, nearest
+from grolang.language.findings import Findings, listed, suggested
 from grolang.language.intervals import Interval
 from grolang.language.ir import MethodIR, ParameterRow, ScoreRow
 from grolang.language.syntax import Statement
@@ -55,19 +55,10 @@ def score(name: str, statement: Statement, findings: Findings) -> ScoreRow:
     word, builtin, help_text = statement.tree.children
     assert isinstance(word, Token) and not isinstance(builtin, Tree) and not isinstance(help_text, Tree)
     if builtin is not None and str(builtin) not in BUILTIN_SCORES:
-        near = nearest(str(builtin), BUILTIN_SCORES)
-        help = (
-            f"did you mean `{near}`?"
-            if near
-            else f"they are {listed(BUILTIN_SCORES)}; `score {word}` alone takes your own"
-        )
-        findings.add(
-            "E405",
-            f"there is no built-in score `{builtin}`",
-            statement.span_of(builtin),
-            label="not known",
-            help=help,
-        )
+        otherwise = f"they are {listed(BUILTIN_SCORES)}; `score {word}` alone takes your own"
+        help = suggested(str(builtin), BUILTIN_SCORES, otherwise)
+        message = f"there is no built-in score `{builtin}`"
+        findings.add("E405", message, statement.span_of(builtin), label="not known", help=help)
     found = None if builtin is None else str(builtin)
     return ScoreRow(name=name, builtin=found, help=text(help_text), span=statement.span_of(word))
 
@@ -81,9 +72,8 @@ def bound(method: MethodIR, values: Mapping[str, float]) -> MethodIR:
     for name, value in values.items():
         key = canonical(name)
         if key not in rows:
-            near = nearest(key, rows)
             known = f"its parameters are {listed(rows, last='and')}" if rows else "it has none"
-            help = f"did you mean `{near}`?" if near else known
+            help = suggested(key, rows, known)
             raise GroError.plain(f"`{method.name}` has no parameter `{name}`", help=help, code="E208")
         row = rows[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
@@ -102,7 +92,6 @@ def bound(method: MethodIR, values: Mapping[str, float]) -> MethodIR:
     facts = Facts(made, fixed=True)
     upsilon = made.functions["upsilon"]
     with room_to_nest():
-        facts.arguments = arguments(made, facts)
         rises = facts.slope(upsilon.body, "upsilon") in ("+", "=")
         pair = None if rises or not values else refuted(made, facts)
     if pair is not None:

@@ -46,7 +46,6 @@ AGGREGATED: dict[str, Scope] = {
     "groups": Scope.BATCH,
     "batch": Scope.BATCH,
 }
-AGGREGATION_AXES = tuple(AGGREGATED)
 
 
 def has_axis(scope: Scope, axis: str) -> bool:

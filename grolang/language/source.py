@@ -61,6 +61,10 @@ class Span(BaseModel):
         return Span(file=self.file, start=self.start, end=other.end)
 
 
+#: of what no source holds
+NOWHERE = Span(file="", start=0, end=0)
+
+
 def heading(text: str) -> list[str]:
     """The comment lines at the head of a text, without their signs: where a method comes from."""
     lines: list[str] = []

@@ -9,7 +9,8 @@ from functools import cache, lru_cache
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from grolang.language.diagnostics import Diagnostic
+from grolang.language.findings import Findings
+from grolang.language.functions import BINARY
 from grolang.language.source import Source, Span, statements
 from grolang.language.tables import load
 
@@ -49,6 +50,23 @@ class Statement:
         return self.source.quoted(self.span_of(part))
 
 
+def branches(tree: Tree[Token]) -> list[Tree[Token]]:
+    """The trees directly below a tree."""
+    return [child for child in tree.children if isinstance(child, Tree)]
+
+
+def operator(tree: Tree[Token]) -> str | None:
+    """The function of the table that a tree of an operator applies to its branches, as they stand."""
+    match str(tree.data):
+        case "binary":
+            return BINARY[str(tree.children[1])].name
+        case "negative":
+            return "negate"
+        case "not_" | "and_" | "or_" as rule:
+            return rule.rstrip("_")
+    return None
+
+
 @cache
 def parser() -> Lark:
     """The parser of one statement."""
@@ -66,7 +84,7 @@ class Parsed:
     """All statements that parse, a finding for each that does not, and the names that those were to declare."""
 
     statements: list[Statement] = field(default_factory=list)
-    findings: list[Diagnostic] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
     broken: set[str] = field(default_factory=set)
 
 
@@ -77,72 +95,57 @@ def parse(source: Source) -> Parsed:
     parsed, found = out.statements, out.findings
     whole = Span(file=source.name, start=0, end=0)
     if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        found.append(_limit(f"the file is larger than {MAX_BYTES // 1024} KiB", whole))
+        found.add("E104", f"the file is larger than {MAX_BYTES // 1024} KiB", whole, help=_SMALLER)
         return out
     if (control := _CONTROL.search(source.text)) is not None:
         place = Span(file=source.name, start=control.start(), end=control.end())
-        message = f"a control character stands in the text: U+{ord(control[0]):04X}"
-        found.append(Diagnostic(code="E102", severity="error", message=message, span=place, help="delete it"))
+        found.add("E102", f"a control character stands in the text: U+{ord(control[0]):04X}", place, help="delete it")
         return out
     cuts = list(statements(source.text))
     if len(cuts) > MAX_STATEMENTS:
-        found.append(_limit(f"the file has more than {MAX_STATEMENTS} statements", whole))
+        found.add("E104", f"the file has more than {MAX_STATEMENTS} statements", whole, help=_SMALLER)
         return out
     words = sum(1 for start, end in cuts for _ in _WORD.finditer(source.text, start, end))
     if words > MAX_WORDS:
-        found.append(_limit(f"the file has more than {MAX_WORDS} words and signs", whole))
+        found.add("E104", f"the file has more than {MAX_WORDS} words and signs", whole, help=_SMALLER)
         return out
     for start, end in cuts:
         text = source.text[start:end]
         span = Span(file=source.name, start=start, end=end)
         if source.place(start)[1] > 1 and not parsed and not found:
-            found.append(_indented(span.model_copy(update={"end": start + 1})))
+            message = "the first statement is indented, so it would continue a statement that is not there"
+            found.add("E103", message, span.model_copy(update={"end": start + 1}), help="start it in column 1")
         if problem := _too_much(text, span):
-            found.append(problem)
+            found.add("E104", *problem, help=_SMALLER)
             continue
         try:
             parsed.append(Statement(source, start, end, parser().parse(text)))
         except UnexpectedInput as error:
-            found.append(_worded(error, text, span))
+            _word(error, text, span, found)
             if declares := _DECLARES.match(text):
                 out.broken.add(declares[1])
     return out
 
 
-def _limit(message: str, span: Span) -> Diagnostic:
-    return Diagnostic(
-        code="E104", severity="error", message=message, span=span, help="split the method, or simplify it"
-    )
+_SMALLER = "split the method, or simplify it"
 
 
-def _indented(span: Span) -> Diagnostic:
-    return Diagnostic(
-        code="E103",
-        severity="error",
-        message="the first statement is indented, so it would continue a statement that is not there",
-        span=span,
-        help="start it in column 1",
-    )
-
-
-def _too_much(text: str, span: Span) -> Diagnostic | None:
-    text = _QUIET.sub(" ", text)
+def _too_much(text: str, span: Span) -> tuple[str, Span] | None:
+    """What a statement has more of than the language allows, and the place to show."""
+    text, first = _QUIET.sub(" ", text), span.model_copy(update={"end": span.start + 1})
     depth = digits = 0
     prefix = 0  # a run of unary minus, `not`, `^` or `else` nests as deeply as parentheses do
     for word in text.replace("(", " ( ").replace(")", " ) ").replace("-", " - ").replace("^", " ^ ").split():
         depth += (word == "(") - (word == ")")
         prefix += word in ("-", "^", "not", "else")
         if depth > MAX_NESTING:
-            return _limit(f"nested more than {MAX_NESTING} deep", span.model_copy(update={"end": span.start + 1}))
+            return f"nested more than {MAX_NESTING} deep", first
     if prefix > 20 * MAX_NESTING:
-        return _limit(f"more than {20 * MAX_NESTING} signs in one statement", span)
+        return f"more than {20 * MAX_NESTING} signs in one statement", span
     for char in text:
         digits = digits + 1 if char.isdigit() else 0
         if digits > MAX_DIGITS:
-            return _limit(
-                f"a number with more than {MAX_DIGITS} digits",
-                span.model_copy(update={"end": span.start + 1}),
-            )
+            return f"a number with more than {MAX_DIGITS} digits", first
     return None
 
 
@@ -160,6 +163,7 @@ _WORDS = {
     "EQUAL": "`=`",
     "COLON": "`:`",
     "COMMA": "`,`",
+    "OVER": "`over` and an axis",
     "LPAR": "`(`",
     "RPAR": "`)`",
     "OPEN": "`(` or `[`",
@@ -190,16 +194,10 @@ def wording(accepted: frozenset[str]) -> str:
     take({"NUMBER", "MINUS", "INF"}, "a number")
     end = "$END" in rest
     rest.discard("$END")
-    if rest == {"OVER"}:
-        parts.append("`over` and an axis")
-        rest.clear()
     for name in ("OVER", "RPAR", "COMMA", "ELSE", "WITH", "WHEN", "TEXT", "IN", "AGGREGATE"):
-        if name in rest and name != "OVER":
+        if name in rest:
             rest.discard(name)
             parts.append(_WORDS.get(name, f"`{name.lower()}`"))
-        elif name in rest:
-            rest.discard(name)
-            parts.append("`over` and an axis")
     take(_OPERATORS, "an operator", {"STAR", "POWER"})
     rest.difference_update(_OPERATORS if "an operator" in parts else set())
     parts += [_WORDS.get(name, f"`{name.lower()}`") for name in sorted(rest)]
@@ -208,7 +206,8 @@ def wording(accepted: frozenset[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " or " + parts[-1]
 
 
-def _worded(error: UnexpectedInput, text: str, span: Span) -> Diagnostic:
+def _word(error: UnexpectedInput, text: str, span: Span, findings: Findings) -> None:
+    """Say what the parser expected, and what it found."""
     accepted, before = _state(text)
     if isinstance(error, UnexpectedToken) and error.token.type != "$END":
         found, place = str(error.token), error.token.start_pos or 0
@@ -222,15 +221,10 @@ def _worded(error: UnexpectedInput, text: str, span: Span) -> Diagnostic:
         expected = "`sum over AXIS` or `mean over AXIS`"
     expected = expected or wording(accepted)
     what = f"found `{_shown(found)}`" if found else "but the statement ends"
-    start = span.start + place
-    return Diagnostic(
-        code="E101",
-        severity="error",
-        message=f"expected {expected}, {what}",
-        span=Span(file=span.file, start=start, end=start + max(len(found), 1)),
-        help=_advice(found, text, place, accepted)
-        or (f"replace `{_shown(found)}`" if found else f"add it after `{before}`"),
-    )
+    at = Span(file=span.file, start=span.start + place, end=span.start + place + max(len(found), 1))
+    otherwise = f"replace `{_shown(found)}`" if found else f"add it after `{before}`"
+    help = _advice(found, text, place, accepted) or otherwise
+    findings.add("E101", f"expected {expected}, {what}", at, help=help)
 
 
 #: what a name stands for, by the word before it

@@ -11,7 +11,7 @@ from sympy import Expr, Symbol
 
 from grolang.language.declarations import COMPONENTS
 from grolang.language.formatter import format_text
-from grolang.language.functions import FUNCTIONS
+from grolang.language.functions import DENIED, FUNCTIONS
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
 from grolang.laws.parts import ONE, ZERO, Parts
@@ -174,7 +174,7 @@ def _inside(expr: Expr, book: Book) -> Expr | None:
 
 
 #: functions that an advantage keeps to itself: conditions, and what compares
-_PLAIN = {"choose", "and", "or", "not", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+_PLAIN = {"choose", "and", "or", "not", *DENIED}
 
 
 def _rewarded(advantage: Expr, book: Book) -> tuple[Expr | None, Expr]:

@@ -16,6 +16,7 @@ from grolang.compiler.method import from_source
 from grolang.language import ir
 from grolang.language.checker import check
 from grolang.language.diagnostics import GroError
+from grolang.language.functions import DENIED
 from grolang.language.ir import Call, Law, MethodIR, Named, Reduce
 from grolang.language.scopes import Scope, joined
 from grolang.language.source import Source, Span
@@ -124,7 +125,7 @@ def _candidates(law: Law, method: MethodIR, source: Source) -> Iterator[tuple[_F
     """Ways to cut the loss, the best first: all of it, its best terms, and at last none."""
     assert law.body is not None
     terms = [term for term in _terms(law.body, 1, method, source) if term.body.live]
-    steps = _steps(law)
+    steps = law.steps
     try:
         bodies, steps = _unwrapped(terms, steps, method)
     except NoForm as why:
@@ -194,7 +195,7 @@ def _none(terms: Sequence[_Term], law: Law, why: str) -> Iterator[tuple[_Found, 
     """Everything a penalty."""
     left = tuple(Left(term.text, why) for term in terms)
     assert law.body is not None
-    steps, scope = _steps(law), law.body.scope
+    steps, scope = law.steps, law.body.scope
     words = [] if scope is Scope.TOKEN else ["sum over tokens"]
     words += ["sum over group"] if scope is Scope.GROUP and not any(step.axis == "sequences" for step in steps) else []
     words += _words(steps, scope)
@@ -222,7 +223,7 @@ def _terms(expr: ir.Expr, sign: int, method: MethodIR, source: Source) -> Iterat
 
 
 #: calls that bind looser than a product
-_LOOSE = {"choose", "and", "or", "not", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+_LOOSE = {"choose", "and", "or", "not", *DENIED}
 
 
 def _is_sum(expr: Named, method: MethodIR) -> bool:
@@ -231,15 +232,6 @@ def _is_sum(expr: Named, method: MethodIR) -> bool:
 
 
 # --- aggregation -----------------------------------------------------------------------------------------------
-
-
-def _steps(law: Law) -> tuple[ir.Step, ...]:
-    """How the loss is averaged: what the law says, or over its sequences or groups."""
-    assert law.body is not None
-    if law.aggregate is not None:
-        return law.aggregate
-    axis = {Scope.SEQUENCE: "sequences", Scope.GROUP: "groups"}.get(law.body.scope)
-    return () if axis is None else (_step("mean", axis, law.body.span),)
 
 
 def _step(function: str, axis: str, span: Span) -> ir.Step:

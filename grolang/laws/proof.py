@@ -40,12 +40,15 @@ _EXACT = {
 }
 
 
-class Normal:
-    """The normal forms of a program's steps. `largest` bounds the terms that an expansion may have."""
+#: operations of an expression that is still expanded
+LARGEST = 400
 
-    def __init__(self, program: Program, largest: int = 400) -> None:
+
+class Normal:
+    """The normal forms of a program's steps."""
+
+    def __init__(self, program: Program) -> None:
         self.program = program
-        self.largest = largest
         self._done: dict[tuple[int, bool], Expr] = {}
         self._scopes: dict[Symbol, Scope] = {}
         self._behind: dict[Symbol, Symbol] = {}  # of what is the other's in a comparison: what it is of a sequence
@@ -170,8 +173,8 @@ class Normal:
 
     def _reduced(self, index: int, opposite: bool) -> Expr:
         step = self.program.steps[index]
-        function, child = str(step.detail[0]), Scope[str(step.detail[1]).upper()]
-        others = bool(step.detail[2]) and child is not Scope.COMPARISON  # comparisons leave the sequence out already
+        function, child = str(step.detail[0]), step.child
+        others = step.others and child is not Scope.COMPARISON  # comparisons leave the sequence out already
         inner = sympy.expand(self(step.args[0], opposite=opposite))
         terms = [self._split(term, Scope.GROUP if others else step.scope) for term in sympy.Add.make_args(inner)]
         if function not in ("sum", "mean"):
@@ -241,14 +244,14 @@ class Normal:
 
     def cancelled(self, expr: Expr) -> Expr:
         """One form for equal rational functions of atoms and exponentials."""
-        if expr.count_ops() > self.largest:
+        if expr.count_ops() > LARGEST:
             return expr
         return self.paired(sympy.cancel(sympy.powsimp(sympy.expand(expr, power_exp=True), deep=False)))
 
 
-def proved_equal(program: Program, left: str = "left", right: str = "right") -> bool:
-    """Whether two outputs of a program are equal on every batch, as far as this proof can see."""
-    a, b = program.outputs[left], program.outputs[right]
+def proved_equal(program: Program) -> bool:
+    """Whether the outputs `left` and `right` are equal on every batch, as far as this proof can see."""
+    a, b = program.outputs["left"], program.outputs["right"]
     if a == b:
         return True
     normal = Normal(program)
@@ -257,11 +260,7 @@ def proved_equal(program: Program, left: str = "left", right: str = "right") -> 
         if difference.count_ops() > 4000:
             return False
         numerator, denominator = sympy.fraction(difference)
-        return bool(denominator != 0 and normal.paired(sympy.expand(_in_exponentials(numerator))) == 0)
+        products = sympy.expand(numerator, power_exp=True)  # exp(a + b) as exp(a) · exp(b), so that equal ones meet
+        return bool(denominator != 0 and normal.paired(sympy.expand(products)) == 0)
     except (RecursionError, ZeroDivisionError, NotImplementedError, sympy.PolynomialError):
         return False
-
-
-def _in_exponentials(expr: Expr) -> Expr:
-    """exp(a + b) as exp(a) · exp(b), so that equal products meet."""
-    return sympy.expand(expr, power_exp=True)

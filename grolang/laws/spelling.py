@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import sympy
 from sympy import Expr, Symbol
 
-from grolang.language.functions import FUNCTIONS
+from grolang.language.functions import DENIED, FUNCTIONS
 from grolang.language.scopes import Scope
 
 LOGP = Symbol("logp", real=True)
@@ -23,7 +23,6 @@ TOTAL = sympy.Function("sum over tokens", real=True)
 IF, OR, AND, NOT, COMPARE, SUM, PRODUCT, UNARY, POWER, ATOM = range(10)
 
 _SIGMOID = sympy.Function("sigmoid", real=True)
-_COMPARISONS = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
 _MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
 
 
@@ -213,7 +212,7 @@ def _rank(expr: Expr, book: Book) -> int:
 
 def _function(expr: Expr, book: Book, names: Mapping[Expr, str]) -> tuple[str, int]:
     word, args = str(expr.func), expr.args
-    if word in _COMPARISONS:
+    if word in DENIED:
         return _comparison(word, args[0], args[1], book, names), COMPARE
     if word in ("and", "or"):
         level = AND if word == "and" else OR
@@ -270,7 +269,7 @@ _ARITHMETIC: dict[str, Callable[..., Expr]] = {
     "negate": lambda a: -a,
 }
 #: functions whose value at plain numbers is a plain number
-_DECIDED = {*_COMPARISONS, "not", "min", "max", "clip", "relu", "abs", "sign"}
+_DECIDED = {*DENIED, "not", "min", "max", "clip", "relu", "abs", "sign"}
 
 
 def _logistic(function: str, *args: Expr) -> Expr | None:
@@ -297,7 +296,7 @@ def _chosen(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
         return then if condition != 0 else otherwise
     if then == otherwise:
         return then
-    if (then, otherwise) == (1, 0) and str(condition.func) in {*_COMPARISONS, "not"}:
+    if (then, otherwise) == (1, 0) and str(condition.func) in {*DENIED, "not"}:
         return condition
     return sympy.Function("choose", real=True)(condition, then, otherwise)
 

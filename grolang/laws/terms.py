@@ -9,8 +9,9 @@ from sympy import Expr
 
 from grolang.compiler.derivative import written
 from grolang.language import ir
+from grolang.language.facts import elementwise
 from grolang.language.functions import FUNCTIONS
-from grolang.language.ir import Call, MethodIR, Named, Number, Observed, Parameter, Reduce
+from grolang.language.ir import Call, MethodIR, Named, Number, Observed, Parameter, Reduce, nodes
 from grolang.language.scopes import Scope
 from grolang.laws.spelling import ALGEBRA, LENGTH, LOGP, TOTAL, Book
 
@@ -124,25 +125,14 @@ def moves(expr: ir.Expr, method: MethodIR) -> bool:
 
 def of_tokens(expr: ir.Expr, method: MethodIR) -> bool:
     """Whether a value is made of log-probs of the completion itself and of nothing else that a batch brings."""
-    found = False
-    stack = [expr]
-    while stack:
-        match stack.pop():
-            case Named() as named:
-                stack.append(method.definitions[named.name].body)
-            case Observed() as observed:
-                if observed.name not in ("logp_ref", "logp_old", "logp_sampler", "position", "length"):
-                    return False
-                found = found or observed.name.startswith("logp")
-            case Call() as call:
-                if call.function not in FUNCTIONS:
-                    return False
-                stack += call.arguments
-            case Reduce() as reduced:
-                if reduced.axis != "tokens":
-                    return False
-                stack += reduced.arguments
-    return found and expr.scope is Scope.SEQUENCE
+    brought = set()
+    for node in nodes(expr, method.definitions):
+        if isinstance(node, Observed):
+            brought.add(node.name)
+        elif not elementwise(node) and not (isinstance(node, Reduce) and node.axis == "tokens"):
+            return False
+    logps = {"logp_ref", "logp_old", "logp_sampler"}
+    return bool(brought & logps) and brought <= logps | {"position", "length"} and expr.scope is Scope.SEQUENCE
 
 
 def affine(expr: Expr, variable: Expr) -> bool:

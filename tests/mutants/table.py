@@ -203,8 +203,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "mean_not_divided",
             "the gradient of a mean is that of a sum",
-            'if function == "mean":',
-            'if function == "none":',
+            'if step.detail[0] == "mean":',
+            'if step.detail[0] == "none":',
             DERIVATIVES,
         ),
         (
@@ -352,7 +352,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "others_need_less",
             "a leave-one-out value is thought to be known from its own sequence",
-            "joint = Scope.GROUP if step.detail[2] else _parent(program, index)",
+            "joint = Scope.GROUP if step.others else _parent(program, index)",
             "joint = _parent(program, index)",
             f"{RANDOM} {FUSED} {COMPARISONS}",
         ),
@@ -494,8 +494,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "sigmoid_derivative",
             "the derivative of the sigmoid is the sigmoid",
-            '("out * (1 - out)",),',
-            '("out",),',
+            '_rising("sigmoid", _sigmoid, "out * (1 - out)", ',
+            '_rising("sigmoid", _sigmoid, "out", ',
             FUNCTIONS,
         ),
         (
@@ -531,7 +531,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_rows(
-        "grolang/language/facts.py",
+        "grolang/language/functions.py",
         (
             "condition_too_strong",
             "where `a < b` fails, a > b is believed",
@@ -614,11 +614,14 @@ MUTANTS: tuple[Mutant, ...] = (
             "return agree(left, right * (a / b))",
             CLAIMS,
         ),
+    ),
+    *_rows(
+        "grolang/language/ir.py",
         (
             "losses_summed",
             "a loss per sequence is summed, not averaged",
-            'Step(function="mean", axis=axis, divisor=None, span=body.span)',
-            'Step(function="sum", axis=axis, divisor=None, span=body.span)',
+            'Step(function="mean", axis=axis, divisor=None, span=self.body.span)',
+            'Step(function="sum", axis=axis, divisor=None, span=self.body.span)',
             f"methods/kto.gro {CLAIMS}",
         ),
     ),
