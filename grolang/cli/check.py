@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,27 +14,21 @@ from grolang.language.checker import Checked, check_file
 from grolang.language.diagnostics import Diagnostic, as_json, render
 
 
-class Format(str, Enum):
-    text = "text"
-    json = "json"
-    sarif = "sarif"
-
-
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, folders or built-in methods.")],
-    format: Annotated[Format, typer.Option(help="How findings are printed.")] = Format.text,
+    format: Annotated[Literal["text", "json", "sarif"], typer.Option(help="How findings are printed.")] = "text",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
 ) -> None:
     """Say everything that is wrong with a method, and how to mend it."""
     names = named(files)
     results = once(check_file(name) for name in names)
     findings = [finding for _, found in results for finding in found]
-    if format is Format.text:
+    if format == "text":
         for result, found in results:
             if found:
                 say(render(found, result.sources) + "\n")
         say(_summary(findings, len(names)))
-    elif format is Format.json:
+    elif format == "json":
         rows = [row for result, found in results for row in json.loads(as_json(found, result.sources))]
         say(json.dumps(rows, ensure_ascii=False, indent=2))
     else:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,16 +16,12 @@ from grolang.language.diagnostics import GroError
 from grolang.language.syntax import parser
 
 
-class Kind(str, Enum):
-    preference = "preference"
-    unpaired = "unpaired"
-    prompts = "prompts"
-    demonstrations = "demonstrations"
-
-
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The method's name; the file is NAME.gro.")],
-    data: Annotated[Kind, typer.Option(help="What the method learns from.")],
+    data: Annotated[
+        Literal["preference", "unpaired", "prompts", "demonstrations"],
+        typer.Option(help="What the method learns from."),
+    ],
 ) -> None:
     """Write NAME.gro: a method that checks, with a comment on every part. Nothing is overwritten."""
     pattern = parser().get_terminal("NAME").pattern.to_regexp()
@@ -36,7 +31,7 @@ def new(
     if name in library.built_in():
         help = f"call it `my_{name}`; the built-in one can be extended: `extends {name}`"
         raise GroError.plain(f"`{name}` is a built-in method", help=help, code="E602")
-    text = TEMPLATES[data.value].format(name=name)
+    text = TEMPLATES[data].format(name=name)
     path = Path(f"{name}.gro")
     write_new(path, text)
     say(f"wrote {path}; check it with `grolang check {path}`, train with `grolang run {path}`")
