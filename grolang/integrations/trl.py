@@ -226,7 +226,7 @@ def _unpaired(told: Script, index: int) -> dict[str, Any]:
 
 _PAIRS = {"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"]}
 _TRIPLES = _PAIRS | {"reference": [" t5"]}
-_COMPLETIONS = {"prompt": ["t2"] * 2, "completion": [" t3"] * 2, "label": [True, False]}
+_COMPLETIONS: dict[str, list[Any]] = {"prompt": ["t2"] * 2, "completion": [" t3"] * 2, "label": [True, False]}
 
 #: a configuration's name, and how its trainer is run under options
 _TRAINERS: dict[str, Callable[[Options], Run]] = {
