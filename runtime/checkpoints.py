@@ -88,8 +88,8 @@ def save(
 
     To be called in every process: the main one writes what they hold together.
     """
-    weights = {name: gathered(tensor) for name, tensor in _weights(model, descent).items()}
-    tensors, rest = _flat(descent.optimizer.state_dict())
+    weights = {name: gathered(one).contiguous() for name, one in _weights(model, descent).items()}
+    tensors, rest = _flat(descent.state())
     own = [(_generators(), random.getstate())]
     generators = gather_object(own) if accelerator.num_processes > 1 else own
     if not accelerator.is_main_process:
@@ -154,7 +154,7 @@ def _weights(model: PreTrainedModel, descent: Descent) -> dict[str, Tensor]:
     if len(found) == sum(1 for _ in model.named_parameters()):
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         found |= {name: one for name, one in model.state_dict().items() if name not in parameters}
-    return {name: one.detach().contiguous() for name, one in found.items()}
+    return found
 
 
 def _check_keys(model: PreTrainedModel, descent: Descent, tensors: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,8 +62,7 @@ class Descent:
         None where an fp16 gradient has overflowed: the step is left out and the scale halved. Any other gradient that
         is not finite is an error, and so is one that overflows without a scale.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, taken)
+        self.rate(taken)
         gradients = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
         if self.scale is not None:
             for gradient in gradients:
@@ -80,6 +80,15 @@ class Descent:
         if error is not None:
             raise error
         return norm if math.isfinite(norm) else None
+
+    def rate(self, taken: int) -> None:
+        """Set the rate of the step after `taken` others."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, taken)
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's, by number of the parameter; every process has to ask."""
+        return self.optimizer.state_dict()
 
     def _not_finite(self, norm: float) -> NotFinite:
         """Which parameter's gradient it is; where the model itself is not finite, that."""

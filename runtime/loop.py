@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from grolang import Method
 from grolang.compiler.blame import NotFinite
 from grolang.language.diagnostics import GroError
-from grolang.runtime import checkpoints
+from grolang.runtime import checkpoints, zero
 from grolang.runtime.adapters import merged
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import check_evaluation
@@ -35,7 +34,7 @@ from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
-from grolang.runtime.sharding import gathered
+from grolang.runtime.sharding import alone, deepspeed, gathered, processes
 from grolang.runtime.step import Sample, Step
 from grolang.runtime.tracking import chosen
 
@@ -55,11 +54,13 @@ class Outcome:
 
 def train(method: Method, settings: RunSettings, console: Console | None = None) -> Outcome:
     """Run the method as the settings say. Everything that a user gave is checked before the first step."""
-    # Without CUDA accelerate must be told so: else processes started together would not see each other. Apple's GPUs
-    # have no float64, which sampling and metrics use.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # the engine has its own
+    if deepspeed():
+        zero.check(settings)
+    accelerator = processes()
     if console is None or not accelerator.is_main_process:
         console = Console(quiet=not accelerator.is_main_process, stderr=True)
+    if said := alone(accelerator):
+        say(console, said)
     set_seed(settings.seed)
     chosen(settings.track)
     run = prepare(method, settings, accelerator, partial(say, console))
@@ -67,6 +68,8 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     descent = Descent.of(run.model, settings)
     process = accelerator.process_index
     state = checkpoints.restore(output, run.model, descent, process, run.feed.past) if settings.resume else None
+    if deepspeed():
+        descent = zero.share_out(run.engine, descent)
     if accelerator.is_main_process:
         for name in describe(output, method, settings, accelerator):
             say(console, f"note: {name} is not the file that the run began with; what follows is another run")
@@ -281,7 +284,7 @@ class _Loop:
                 say(self.console, str(full))
         if run.settings.on_nonfinite == "stop" or not isinstance(error, NotFinite):
             raise error
-        self.descent.optimizer.zero_grad()
+        run.engine.policy.zero_grad()
         say(self.console, f"{error}\nstep {step} is left out")
 
     def _checkpoint(self) -> None:
@@ -300,8 +303,9 @@ class _Loop:
     def _save_model(self, name: str = "model") -> None:
         """Model and tokenizer in transformers' own format, replaced as one."""
 
-        sharded = self.run.engine.sharded
-        state = {name: gathered(one) for name, one in self.run.model.state_dict().items()} if sharded else None
+        own = self.run.model.state_dict(keep_vars=True) if self.run.engine.sharded else {}
+        tensors = {id(one): gathered(one) for one in own.values()}  # tied weights once
+        state = {name: tensors[id(one)] for name, one in own.items()} or None
 
         def write(model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
             model.save_pretrained(folder, state_dict=state, safe_serialization=True)

@@ -38,6 +38,7 @@ from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reward_model import load_classifier, pad_of, rewards
 from grolang.runtime.scoring import share
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
+from grolang.runtime.sharding import alone, processes
 from grolang.runtime.step import add_up
 
 APART, APART_MOST = 20, 256  # held out of data that comes without such rows: one pair in 20, and 256 at most
@@ -78,9 +79,11 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
 
 def train(settings: RunSettings, console: Console) -> Outcome:
     """Everything that a user gave is checked before the first step."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = processes()
     if not accelerator.is_main_process:
         console = Console(quiet=True, stderr=True)
+    if said := alone(accelerator):
+        say(console, said)
     set_seed(settings.seed)
     path = settings.model or str(defaults.model_path())
     check_folder(path, "--model")

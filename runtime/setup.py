@@ -38,7 +38,7 @@ from grolang.runtime.score_sources import Sources
 from grolang.runtime.scores import Patience, Scorer
 from grolang.runtime.scoring import Scoring
 from grolang.runtime.settings import RunSettings
-from grolang.runtime.sharding import share_out, wanted, whole
+from grolang.runtime.sharding import deepspeed, share_out, wanted, whole
 from grolang.runtime.step import Engine
 
 LONGEST = 256  # tokens of a sample where neither the settings nor the embedded defaults name a limit
@@ -254,7 +254,7 @@ def _engine(
     if settings.checkpointing:
         recompute_activations(model)
     sharded = wanted(settings.shard, accelerator)
-    if sharded:
+    if sharded and not deepspeed():
         for part in (policy, reference):
             if isinstance(part, Policy):
                 share_out(part, accelerator, encoder.end)

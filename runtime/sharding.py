@@ -1,13 +1,18 @@
-"""The policy shared out over the processes: each holds a part of every weight, gradient and optimizer state (FSDP2)."""
+"""The policy shared out over the processes: each holds a part of every weight, gradient and optimizer state.
+
+By FSDP2, or by DeepSpeed (`zero`); what both need is here.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -18,15 +23,47 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.policy import Policy, Tokens
 
 
+def processes() -> Accelerator:
+    """This process among those that were started together.
+
+    Without CUDA accelerate must be told so: else they would not see each other. Apple's GPUs have no float64, which
+    sampling and metrics use. DeepSpeed takes over only when the model is there.
+    """
+    with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):
+        return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # the engine has its own
+
+
+def alone(accelerator: Accelerator) -> str | None:
+    """What to say where accelerate's launcher was asked for several processes and has started one.
+
+    It does so where it finds no second GPU. An address to meet at, without a number in the ranks, tells of it.
+    """
+    asked = "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ
+    if not asked or accelerator.num_processes > 1:
+        return None
+    said = "note: accelerate launch was asked for several processes and has started one, since it finds no second GPU"
+    mend = "several processes on CPUs: accelerate launch --multi_gpu --num_processes N -m grolang run …"
+    return said if torch.cuda.is_available() else f"{said}; {mend}"
+
+
 def wanted(shard: bool, accelerator: Accelerator) -> bool:
     """Whether the settings, or accelerate's own configuration (`fsdp_version: 2`), ask for it."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    asked = _told("ACCELERATE_USE_FSDP")
     if asked and os.environ.get("FSDP_VERSION", "1") != "2":
         raise GroError.plain("accelerate's configuration asks for FSDP 1", help="write `fsdp_version: 2` there")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        message = "accelerate's configuration asks for DeepSpeed, which grolang does not use"
-        raise GroError.plain(message, help="use FSDP2, which shares out the same things as ZeRO: --shard")
-    return (shard or asked) and accelerator.num_processes > 1
+    if shard and deepspeed():
+        message = "--shard: accelerate's configuration asks for DeepSpeed, which shares out the same things"
+        raise GroError.plain(message, help="leave out --shard, or --use_deepspeed")
+    return deepspeed() or ((shard or asked) and accelerator.num_processes > 1)
+
+
+def deepspeed() -> bool:
+    """Whether accelerate's configuration asks for DeepSpeed."""
+    return _told("ACCELERATE_USE_DEEPSPEED")
+
+
+def _told(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
 
 
 def share_out(policy: Policy, accelerator: Accelerator, token: int) -> None:
@@ -43,6 +80,10 @@ def share_out(policy: Policy, accelerator: Accelerator, token: int) -> None:
 @contextmanager
 def whole(policy: nn.Module) -> Iterator[None]:
     """While this holds, every process has all weights and runs the model on its own: for sampling."""
+    if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
+        with _gathered_by_deepspeed(list(policy.parameters())), _without_hooks(policy):
+            yield
+        return
     parts = [part for part in policy.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -55,9 +96,33 @@ def whole(policy: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(part is not policy, recurse=False)
 
 
+@contextmanager
+def _without_hooks(policy: nn.Module) -> Iterator[None]:
+    """DeepSpeed's, with which a layer lets go of its weights."""
+    names = ("_forward_hooks", "_forward_pre_hooks")
+    kept = [(part, name, getattr(part, name)) for part in policy.modules() for name in names]
+    for part, name, hooks in kept:
+        setattr(part, name, type(hooks)())
+    try:
+        yield
+    finally:
+        for part, name, hooks in kept:
+            setattr(part, name, hooks)
+
+
+def _gathered_by_deepspeed(parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
+    import deepspeed
+
+    found: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+    return found
+
+
 def gathered(value: Tensor) -> Tensor:
     """All of a tensor that may be shared out; every process has to ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if isinstance(value, nn.Parameter) and hasattr(value, "ds_id"):
+        with _gathered_by_deepspeed([value]):
+            return value.detach().clone()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach()
 
 
 def like(value: Tensor, other: Tensor) -> Tensor:

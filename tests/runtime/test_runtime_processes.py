@@ -16,6 +16,8 @@ import torch
 from conftest import Write, rows_of
 from safetensors.torch import load_file
 
+from grolang.runtime import sharding
+
 RUN = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -189,6 +191,44 @@ def test_the_launcher_of_accelerate_gives_the_same_metrics_file(tiny: str, tmp_p
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     same_metrics(one, many)
+
+
+def test_one_process_in_place_of_several_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what accelerate's launcher leaves in the environment of the one that it starts without a second GPU."""
+    accelerator = sharding.processes()
+    assert sharding.alone(accelerator) is None
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert sharding.alone(accelerator) is None
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert "--multi_gpu --num_processes" in str(sharding.alone(accelerator))
+
+
+@pytest.mark.slow
+def test_the_launcher_without_multi_gpu_is_told_of(tiny: str, tmp_path: Path, write: Write) -> None:
+    words = ["--num_processes", "2", "-m", "grolang", "run", "sft", "--model", tiny, "--steps", "1"]
+    words += ["--data", write(rows_of("demonstrations")), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words],
+        env=environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.cuda.device_count() > 1 or "has started one" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replay", ["grpo", "gro"])
+def test_shared_out_with_replayed_groups_it_is_the_run_of_one(
+    replay: str, tiny: str, tmp_path: Path, write: Write
+) -> None:
+    """Groups of earlier steps join in with the log-probs they had, also after a resume."""
+    data = write(rows_of("prompts"))
+    more: dict[str, Any] = {"replay": 2, "group": 2, "score": {"correct": "length"}, "updates": 2, "steps": 6}
+    one, many = (flags(tiny, data, replay, tmp_path / name) | more for name in ("one", "many"))
+    launch(one)
+    launch(many | {"shard": True, "steps": 4}, 2)
+    launch({"output": many["output"], "resume": True, "steps": 6}, 2)
+    same_metrics(one, many)
+    assert [line["replayed"] for line in lines(one["output"])][2:] == [2, 2, 2, 2]
 
 
 @pytest.mark.slow
