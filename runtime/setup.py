@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from grolang import Method
+from grolang.compiler.forming import kernel_failure
 from grolang.compiler.fused import launch
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
@@ -236,7 +237,7 @@ def _engine(
     *,
     every: bool,
 ) -> Engine:
-    kernels = _kernels(settings, accelerator.device)
+    kernels = _kernels(settings, accelerator.device, say)
 
     def source(model: PreTrainedModel) -> Policy:
         packed = _packed(model, settings, say)
@@ -276,12 +277,21 @@ def _engine(
     )
 
 
-def _kernels(settings: RunSettings, device: torch.device) -> bool:
-    """Whether Triton's kernels are taken."""
+def _kernels(settings: RunSettings, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether Triton's kernels are taken; where that was left to us and a trial of them fails, a line says why."""
+    if settings.kernels == "off":
+        return False
     refusal = "they have no float64" if settings.precision == "fp64" else launch.refusal(device)
-    if settings.kernels == "on" and refusal is not None:
-        raise GroError.plain(f"--kernels on: {refusal}", help="leave it out: torch's operations are taken then")
-    return settings.kernels != "off" and refusal is None
+    failure = None
+    if refusal is None:
+        half = _autocast(settings, device) == torch.bfloat16
+        failure = kernel_failure(device, torch.bfloat16 if half else torch.float32)
+    if settings.kernels == "on" and (refusal or failure):
+        message = f"--kernels on: {refusal or failure}"
+        raise GroError.plain(message, help="leave it out: torch's operations are taken then")
+    if failure is not None:
+        say(f"note: the loss goes through torch's operations, not through kernels: {failure}")
+    return not (refusal or failure)
 
 
 def _packed(model: PreTrainedModel, settings: RunSettings, say: Callable[[str], None]) -> bool:

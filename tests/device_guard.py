@@ -222,7 +222,7 @@ class _Front(TorchFunctionMode):
 @contextmanager
 def cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[_Guard]:
     """While this holds, torch sees one GPU of this compute capability, with Triton where its interpreter is on."""
-    from grolang.compiler.fused import launch, products
+    from grolang.compiler.fused import launch, products, trial
 
     assert not torch.cuda.is_available(), "there is a GPU: run on it"
     seen: dict[str, Any] = {
@@ -240,7 +240,9 @@ def cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[_Guard]:
         "empty_cache": lambda: None,
     }
     lift = torch._C._only_lift_cpu_tensors()
-    products.has_bf16_products.cache_clear()
+    tried = products.has_bf16_products, products.adds_in_fp32, trial.failure
+    for one in tried:
+        one.cache_clear()
     try:
         triton = patch.multiple(
             launch, _start=_interpreted, OPERANDS=(torch.float16,)
@@ -251,4 +253,5 @@ def cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[_Guard]:
                 yield guard
     finally:
         torch._C._set_only_lift_cpu_tensors(lift)
-        products.has_bf16_products.cache_clear()
+        for one in tried:
+            one.cache_clear()

@@ -13,6 +13,7 @@ from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
 from grolang.compiler.fused import KEEP, Head, Pass, factored_pass, launch, logps, single_pass
 from grolang.compiler.fused.launch import RowKernel
+from grolang.compiler.fused.trial import failure
 from grolang.compiler.kernel import PLAIN, kernel
 from grolang.compiler.method import Method
 from grolang.compiler.program import MAIN
@@ -28,6 +29,11 @@ VALUE = ("coefficient", "score_coefficient", "penalty")
 def plain_kernel() -> RowKernel:
     """The row kernel that knows no coefficient: its errors are those of c = 1."""
     return RowKernel(PLAIN.text)
+
+
+def kernel_failure(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What goes wrong with Triton's kernels on a device, in words; None where a trial gives what torch gives."""
+    return failure(device, dtype, PLAIN.text)
 
 
 class Forming:

@@ -16,7 +16,8 @@ from conftest import Write, rows_of
 from rich.console import Console
 from torch import Tensor
 
-from grolang.compiler.fused import sweep
+from grolang import GroError
+from grolang.compiler.fused import launch, sweep
 from grolang.compiler.fused.products import Precision
 from grolang.runtime import start
 from grolang.runtime.sampling import _Chance
@@ -108,3 +109,16 @@ def test_in_bf16_the_head_and_what_draws_read_bf16(
     fp32, bf16 = (Precision(torch.float32, one) for one in (torch.float32, torch.bfloat16))
     checks = heads.index(bf16)  # that the head is known is tried in the weights' own dtype
     assert set(heads[:checks]) == {fp32} and set(heads[checks:]) == {bf16}
+
+
+def test_a_run_goes_on_without_kernels_that_fail_on_a_trial(
+    tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(launch.RowKernel, "__call__", lambda *_: 1 / 0)
+    given = {"method": "sft", "model": tiny, "data": write(rows_of("demonstrations")), "eval_rows": 0}
+    with device_guard.cuda():
+        run(tmp_path / "out", **given, kernels="auto")
+        with pytest.raises(GroError, match="--kernels on: ZeroDivisionError"):
+            run(tmp_path / "on", **given, kernels="on")
+    assert json.loads((tmp_path / "out/run.json").read_text())["kernels"] == "torch"

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import grolang
-from grolang.compiler.fused import launch
+from grolang.compiler.forming import kernel_failure
+from grolang.compiler.fused import Rows, launch
+from grolang.compiler.fused.products import precision
 from grolang.compiler.method import from_source
 from grolang.language.source import Source
 from tests import device_guard
@@ -113,3 +115,33 @@ def test_kernels_are_for_gpus_that_have_bf16() -> None:
     with device_guard.cuda((7, 5)):
         one = torch.ones(2, 2, device="cuda")
         assert not launch.usable(one, one)
+
+
+def test_a_torch_whose_products_cannot_add_to_fp32_takes_fp32_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise RuntimeError("self and mat2 must have the same dtype")
+
+    with device_guard.cuda():
+        one = torch.ones(2, 2, device="cuda", dtype=torch.bfloat16)
+        assert precision(one, one).operands == torch.bfloat16
+    monkeypatch.setitem(device_guard._CUDA_ONLY, torch.ops.aten.addmm.dtype_out, refused)
+    with device_guard.cuda():
+        assert precision(one, one).operands == torch.float32
+
+
+def test_kernels_are_tried_before_they_are_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    with device_guard.cuda():
+        assert kernel_failure(DEVICE, torch.float32) is None
+    whole = launch.reduced
+
+    def wrong(*words: Any) -> Rows:
+        found = whole(*words)
+        return found._replace(logp=found.logp + 0.1)
+
+    monkeypatch.setattr(launch, "reduced", wrong)
+    with device_guard.cuda():
+        assert kernel_failure(DEVICE, torch.float32) == "on a trial log-probs differ from torch's by 0.008"
+    monkeypatch.setattr(launch.RowKernel, "__call__", lambda *_: 1 / 0)
+    with device_guard.cuda():
+        assert kernel_failure(DEVICE, torch.float32) == "ZeroDivisionError: division by zero"

@@ -3,7 +3,7 @@
 The stated choice per device:
 - CUDA, bf16 hidden states and head: bf16 operands, fp32 results (`out_dtype`). Logits are exact to fp32
   rounding; the softmax and c⊙H are rounded to bf16 as operands of the two backward products.
-- everything else (CPU, MPS, ROCm, older GPUs, fp16, mixed dtypes, torch before 2.10): operands are converted to the
+- everything else (CPU, MPS, ROCm, older GPUs and versions of torch, fp16, mixed dtypes): operands are converted to the
   sums' dtype, which is exact. fp16 takes this path because probabilities and c⊙H would underflow as operands.
 Whether CUDA rounds fp32 operands to TF32 is torch's own switch, off by default (`torch.set_float32_matmul_precision`).
 """
@@ -35,9 +35,16 @@ def precision(hidden: Tensor, weight: Tensor) -> Precision:
     return Precision(sums, torch.bfloat16 if both_bf16 and adds_in_fp32(hidden.device) else sums)
 
 
+@cache
 def adds_in_fp32(device: torch.device) -> bool:
-    """Whether addmm's out_dtype takes an fp32 accumulator beside bf16 operands: CUDA builds from torch 2.10."""
-    return torch.__version__ >= "2.10" and has_bf16_products(device)
+    """Whether addmm takes an fp32 accumulator beside bf16 operands (`out_dtype`), as newer CUDA builds do: it is tried."""
+    if not has_bf16_products(device):
+        return False
+    ones, sums = torch.ones(8, 8, device=device, dtype=torch.bfloat16), torch.ones(8, 8, device=device)
+    try:
+        return bool((multiply(sums, ones, ones, beta=1.0) == 9).all())
+    except (AttributeError, RuntimeError, TypeError):  # the operator is not there, or wants the accumulator in bf16
+        return False
 
 
 @cache
