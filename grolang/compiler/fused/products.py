@@ -37,7 +37,7 @@ def precision(hidden: Tensor, weight: Tensor) -> Precision:
 
 @cache
 def adds_in_fp32(device: torch.device) -> bool:
-    """Whether addmm takes an fp32 accumulator beside bf16 operands (`out_dtype`), as newer CUDA builds do: it is tried."""
+    """Whether addmm takes an fp32 accumulator to bf16 operands (`out_dtype`), as newer CUDA builds do. It is tried."""
     if not has_bf16_products(device):
         return False
     ones, sums = torch.ones(8, 8, device=device, dtype=torch.bfloat16), torch.ones(8, 8, device=device)
