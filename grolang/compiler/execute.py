@@ -304,7 +304,8 @@ def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Itera
             return torch.where(there, values, torch.inf).amin(1)
         case "quantile":
             _, low, high, share = _neighbours(values, there, count, next(iter(more)))
-            return low + (high - low) * share
+            unknown = (there & values.isnan()).any(1)  # sorting hides what is not a number behind what is
+            return torch.where(unknown, torch.nan, low + (high - low) * share)
         case _:
             raise AssertionError(f"bug in grolang: no reduction `{function}`")
 

@@ -13,7 +13,7 @@ from lark import Token, Tree
 from grolang.language import library
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.findings import Findings, suggested
-from grolang.language.functions import CALLABLE, COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES
+from grolang.language.functions import COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES, TAKEN
 from grolang.language.source import NOWHERE, Source, Span
 from grolang.language.syntax import Statement, parse
 
@@ -218,7 +218,7 @@ def _check_name(statement: Statement, findings: Findings) -> None:
             help = suggested(name, FUNCTION_COMPONENTS, f"write `{name} = …`, or put it into `omega` or `upsilon`")
             findings.add("E205", f"`{spelled}` is not a function component", span, help=help)
         return
-    for names, what in ((OBSERVABLES, "an observable"), (CALLABLE, "a function"), (KEYWORDS, "a keyword")):
+    for names, what in ((OBSERVABLES, "an observable"), (TAKEN, "a function"), (KEYWORDS, "a keyword")):
         if name in names:
             findings.add(
                 "E203", f"`{spelled}` is {what}: a {kind} needs a name of its own", span, help=f"call it `my_{name}`"

@@ -188,7 +188,7 @@ ROWS = (
         Interval(-1, low_open=True),
         "not defined at -1 or below",
     ),
-    _rising("expm1", math.expm1, "out + 1", "exp(x) - 1, exact near 0"),
+    _rising("expm1", math.expm1, "exp(x)", "exp(x) - 1, exact near 0"),
     _rising("sqrt", math.sqrt, "0.5 / out", "square root", NONNEGATIVE, "not defined below 0"),
     Function(
         "abs", ("x",), intervals.absolute, lambda a: (_sign_of(a),), ("sign(x)",), help="distance from 0", number=abs
@@ -202,10 +202,10 @@ ROWS = (
         help="1, 0 or -1",
         number=lambda x: float((x > 0) - (x < 0)),
     ),
-    _rising("sigmoid", _sigmoid, "out * (1 - out)", "1 / (1 + exp(-x))"),
+    _rising("sigmoid", _sigmoid, "out * sigmoid(-x)", "1 / (1 + exp(-x))"),
     _rising("logsigmoid", _logsigmoid, "sigmoid(-x)", "log(sigmoid(x))"),
     _rising("softplus", lambda x: -_logsigmoid(-x), "sigmoid(x)", "log(1 + exp(x))"),
-    _rising("tanh", math.tanh, "1 - out * out", "hyperbolic tangent"),
+    _rising("tanh", math.tanh, "4 * sigmoid(2 * x) * sigmoid(-2 * x)", "hyperbolic tangent"),
     Function(
         "relu",
         ("x",),
@@ -357,6 +357,9 @@ COMPONENT_SPELLINGS = {"ω": "omega", "υ": "upsilon", "α": "alpha"}
 
 #: every word that can be called
 CALLABLE = frozenset(NAMED) | frozenset(REDUCTIONS) | frozenset(FORMS)
+
+#: those of them that no definition may take; `own` came later than version 1, whose files may have a name `own`
+TAKEN = CALLABLE - {"own"}
 
 
 @dataclass(frozen=True)

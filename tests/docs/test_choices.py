@@ -82,6 +82,7 @@ def test_values(expression: str, expected: float) -> None:
 
 def test_the_sample_std_of_one_is_not_a_number() -> None:
     assert math.isnan(figure("min(sample_std(q over group) over batch)"))
+    assert math.isnan(figure("quantile(sample_std(q over group), 0 over batch)"))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,12 @@ def test_the_argument_needs_a_name_of_its_own(lines: str) -> None:
 def test_a_name_and_the_sigmoid() -> None:
     text = f"{PROMPTS}σ = 2\nreward = q\nreport x = σ * σ(0)\nµ = 1\nreport y = μ\n"
     assert method(text).evaluate(BATCH).reports == {"x": 1, "y": 1}
+
+
+@pytest.mark.parametrize("line", ["own = 2 * q", "param own = 2", "score own"])
+def test_a_name_and_the_form_that_came_after_version_1(line: str) -> None:
+    text = f"{PROMPTS}{line}\nreward = q + own\nreport rank = 1 + sum(q > own(q) over others)\n"
+    assert not check(Source("mine.gro", text)).errors
 
 
 def test_parameters_make_terms_vanish() -> None:

@@ -248,8 +248,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "quantile_neighbour",
             "a quantile is weighted towards the wrong neighbour",
-            "return low + (high - low) * share",
-            "return low + (high - low) * (1 - share)",
+            "low + (high - low) * share)",
+            "low + (high - low) * (1 - share))",
             RANDOM,
         ),
         (
@@ -494,7 +494,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "sigmoid_derivative",
             "the derivative of the sigmoid is the sigmoid",
-            '_rising("sigmoid", _sigmoid, "out * (1 - out)", ',
+            '_rising("sigmoid", _sigmoid, "out * sigmoid(-x)", ',
             '_rising("sigmoid", _sigmoid, "out", ',
             FUNCTIONS,
         ),

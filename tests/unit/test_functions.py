@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import grolang
 from grolang.compiler.execute import ELEMENTWISE
 from grolang.compiler.method import from_source
 from grolang.language import intervals
@@ -208,14 +209,33 @@ def test_a_declared_derivative_is_torchs(name: str, place: int, data: st.DataObj
     shift = values[place] + 1
     words[place] = f"(logp + {shift!r})" if shift >= 0 else f"(logp - {-shift!r})"
     text = f"method d\ndata unpaired\nreward = 0\naggregate = sum over batch\npenalty = {written(row, words)}\n"
-    import grolang
-
     logp = torch.full((1, 1), -1.0, dtype=torch.float64)
     found = from_source(Source("d.gro", text)).coefficients(
         grolang.Batch(mask=torch.ones(1, 1, dtype=torch.bool), logp=logp)
     )
     expected = 0.0 if want is None else -float(want)
     assert math.isclose(float(found), expected, rel_tol=1e-8, abs_tol=1e-10), f"{text}: {float(found)} for {expected}"
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("sigmoid", 30.0, math.exp(-30) / (1 + math.exp(-30)) ** 2),
+        ("sigmoid", -30.0, math.exp(-30) / (1 + math.exp(-30)) ** 2),
+        ("tanh", 12.0, math.cosh(12) ** -2),
+        ("tanh", -12.0, math.cosh(12) ** -2),
+        ("expm1", -30.0, math.exp(-30)),
+        ("logsigmoid", 30.0, math.exp(-30) / (1 + math.exp(-30))),
+        ("softplus", -30.0, math.exp(-30) / (1 + math.exp(-30))),
+    ],
+)
+def test_a_derivative_is_exact_where_its_function_is_flat(name: str, x: float, expected: float) -> None:
+    """Relative to itself: where every log-prob of a batch is saturated, it is the largest that there is."""
+    text = f"method m\ndata demonstrations\nadvantage = 0\npenalty = {name}(logp + {x + 1})\n"
+    logp = torch.tensor([[-1.0]], dtype=torch.float64)
+    batch = grolang.Batch(mask=torch.ones(1, 1, dtype=torch.bool), logp=logp)
+    found = -from_source(Source("m.gro", text)).coefficients(batch)
+    assert float(found) == pytest.approx(expected, rel=1e-13, abs=0)
 
 
 @pytest.mark.parametrize("name", [row.name for row in ROWS if None in row.derivative])
