@@ -21,7 +21,7 @@ mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py
 
 gpu: $(READY)
-	$(BIN)/python -m pytest -rs tests/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -37,6 +37,8 @@ TABLE = [
     ["--method", "grpo", "--rows", "4096", "--hidden", "1024", "--vocabulary", "32768"]
     + ["--valid", "0.4", "--dead", "0.25"],
 ]
+LIMIT = 900
+"""Seconds that one contender may take in one process."""
 Result = dict[str, float | str]
 
 
@@ -96,7 +98,10 @@ def relative(found: Tensor | None, expected: Tensor) -> float:
 def run(name: str, words: list[str], keep: str) -> Result:
     """One contender in a process of its own."""
     command = [sys.executable, __file__, *words, "--one", name, "--keep", keep]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"name": name, "skipped": f"not done after {LIMIT} s"}
     if done.returncode != 0:
         return {"name": name, "skipped": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
     return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
@@ -105,7 +110,9 @@ def run(name: str, words: list[str], keep: str) -> Result:
 def compare(args: argparse.Namespace, words: list[str]) -> list[Result]:
     """Every contender on one setting: the least of the rounds, so that a noisy minute costs nobody its place."""
     p = given(args)
-    expected = None if args.no_error else reference(p)
+    expected = None if args.no_error else tuple(one.cpu() for one in reference(p))
+    if args.device == "cuda":
+        torch.cuda.empty_cache()  # the contenders' processes need the room
     operations = (4 if args.frozen else 6) * int(p.batch.mask.sum()) * p.weight.numel()
     rate, results = 0.0, {}
     for _ in range(args.rounds):
@@ -115,7 +122,7 @@ def compare(args: argparse.Namespace, words: list[str]) -> list[Result]:
                 keep = str(Path(folder) / "gradients.pt")
                 found = run(name, words, keep)
                 if expected is not None and "skipped" not in found:
-                    found["error"] = max(map(relative, torch.load(keep), expected))
+                    found["error"] = max(map(relative, torch.load(keep, map_location="cpu"), expected))
             before = results.get(name)
             if before is not None and "skipped" not in before and "skipped" not in found:
                 found["seconds"] = min(found["seconds"], before["seconds"])

@@ -1,10 +1,11 @@
 """A whole training step, offline and online, against TRL's trainers: `python benchmarks/step.py [--json step.json]`.
 
-Both sides train the same model on the same rows of the embedded task, with the same batch, AdamW, fp32, one process
-each: DPO on pairs, GRPO on prompts with completions of the same number of tokens (the end of a text is made as
-unlikely as any other token, so nearly all samples reach the limit). Seconds are the median time from one optimizer
-step to the next, `MiB` the peak of the process above its start. `difference` is between the gradients of the first
-offline step, relative (Frobenius); online the two sides draw different samples. Needs `pip install trl`.
+Both sides train the same model on the same rows of the embedded task, with the same batch, AdamW, fp32 weights (with
+--bf16 products in bf16), one process each: DPO on pairs, GRPO on prompts with completions of the same number of
+tokens (the end of a text is made as unlikely as any other token, so nearly all samples reach the limit). Seconds are
+the median time from one optimizer step to the next, `MiB` the peak of the process above its start. `difference` is
+between the gradients of the first offline step, relative (Frobenius); online the two sides draw different samples.
+Needs `pip install trl`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from grolang.runtime import defaults
 SIZES = {  # hidden, layers, vocabulary
     "tiny": (160, 3, 258),
     "mid-size": (384, 6, 8192),
+    "large": (2048, 16, 32000),  # for a GPU: --sizes large --bf16
 }
 PAIRS, PROMPTS, GROUP, TOKENS = 16, 4, 8, 48
 NO_CLIP = 1e9
@@ -89,7 +91,7 @@ def rows(kind: str, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:count]]
 
 
-def grolang_side(problem: str, model: Path, folder: Path, steps: int) -> None:
+def grolang_side(problem: str, model: Path, folder: Path, steps: int, bf16: bool) -> None:
     from grolang.runtime import start
 
     kind, count = ("preference", PAIRS) if problem == "dpo" else ("prompts", PROMPTS)
@@ -107,7 +109,7 @@ def grolang_side(problem: str, model: Path, folder: Path, steps: int) -> None:
         "warmup": 0,
         "schedule": "constant",
         "max_grad_norm": NO_CLIP,
-        "precision": "fp32",
+        "precision": "bf16" if bf16 else "fp32",
         "output": str(folder / "run"),
     }
     if problem == "grpo":
@@ -116,7 +118,7 @@ def grolang_side(problem: str, model: Path, folder: Path, steps: int) -> None:
     start(flags)
 
 
-def trl_side(problem: str, model: Path, folder: Path, steps: int) -> None:
+def trl_side(problem: str, model: Path, folder: Path, steps: int, bf16: bool) -> None:
     from datasets import Dataset
 
     common: dict[str, Any] = {
@@ -128,7 +130,7 @@ def trl_side(problem: str, model: Path, folder: Path, steps: int) -> None:
         "report_to": [],
         "save_strategy": "no",
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
+        "bf16": bf16,
         "gradient_checkpointing": False,
         "logging_steps": 1,
         "disable_tqdm": True,
@@ -169,7 +171,7 @@ SIDES = {"grolang": grolang_side, "TRL": trl_side}
 def one(args: argparse.Namespace) -> None:
     watch = Watch("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        SIDES[args.one](args.problem, Path(args.model), Path(folder), args.steps)
+        SIDES[args.one](args.problem, Path(args.model), Path(folder), args.steps, args.bf16)
     torch.save(watch.gradients, args.keep)
     Path(args.keep).with_suffix(".json").write_text(json.dumps(watch.found()))
 
@@ -184,6 +186,8 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--steps", type=int, default=8)
     made.add_argument("--json")
+    made.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "mid-size"])
+    made.add_argument("--bf16", action="store_true")
     for hidden in ("--one", "--keep", "--problem", "--model"):
         made.add_argument(hidden, help=argparse.SUPPRESS)
     args = made.parse_args()
@@ -191,8 +195,8 @@ def main() -> None:
         one(args)
         return
     table = Table("", "model", "seconds", "against TRL", "MiB", "difference")
-    results = []
-    for size in SIZES:
+    results, failed = [], list[str]()
+    for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
             make_model(size, model)
@@ -201,22 +205,27 @@ def main() -> None:
                 for side in SIDES:
                     keep = Path(folder) / f"{side}.pt"
                     words = ["--one", side, "--keep", keep, "--problem", problem, "--model", model]
+                    words += ["--bf16"] * args.bf16
                     command = [sys.executable, __file__, "--steps", str(args.steps), *map(str, words)]
                     done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    if done.returncode != 0:
-                        sys.exit(f"{side}, {problem}: {done.stderr[-1500:]}")
-                    found[side] = json.loads(keep.with_suffix(".json").read_text())
-                gradients = [torch.load(Path(folder) / f"{side}.pt") for side in SIDES]
-                apart = difference(*gradients) if problem == "dpo" else None
+                    if done.returncode == 0:
+                        found[side] = json.loads(keep.with_suffix(".json").read_text())
+                    else:
+                        failed.append(f"{side}, {problem}, {size}: {done.stderr[-1500:]}")
+                apart = None
+                if problem == "dpo" and len(found) == len(SIDES):
+                    apart = difference(*(torch.load(Path(folder) / f"{side}.pt", map_location="cpu") for side in SIDES))
                 for side, row in found.items():
-                    ratio = found["TRL"]["seconds"] / row["seconds"]
+                    ratio = f"{found['TRL']['seconds'] / row['seconds']:.2f}" if "TRL" in found else ""
                     shown = "" if apart is None or side == "TRL" else f"{apart:.1e}"
-                    cells = (f"{row['seconds']:.2f}", f"{ratio:.2f}", f"{row['MiB']:.0f}", shown)
+                    cells = (f"{row['seconds']:.2f}", ratio, f"{row['MiB']:.0f}", shown)
                     table.add_row(f"{problem}, {side}", size, *cells)
                     results.append({"problem": problem, "side": side, "size": size, "difference": apart, **row})
     Console().print(table)
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":
