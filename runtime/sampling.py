@@ -1,4 +1,4 @@
-"""Completions of prompts, through transformers' `generate`.
+"""Completions of prompts, token by token, or through transformers' `generate` where a model's cache is of its own kind.
 
 A sampled token is the one whose share of [0, 1], by the softmax of logits / temperature, holds a random number. That
 number is a hash of the completion's own key and the token's place, so a completion depends on nothing else: not on the
@@ -29,8 +29,10 @@ from transformers import (
 )
 
 from grolang.language.diagnostics import GroError
+from grolang.runtime.decoding import Rows, refusal
 from grolang.runtime.examples import Ids
 
+WORTH = 0.75  # of the completions in the model at once: where fewer go on, the others leave it
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 
 
@@ -111,20 +113,29 @@ def drawn_at(numbers: Tensor, logits: Tensor) -> Tensor:
     return torch.searchsorted(reached, numbers[:, None] * reached[:, -1:]).clamp_(max=logits.shape[1] - 1)
 
 
+def choose(logits: Tensor, numbers: Tensor | None, how: Sampling, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """Tokens [S] from logits [S, V] by random numbers [S], greedily without; log-probs [S] where they are kept."""
+    if numbers is None:
+        return logits.argmax(-1), None
+    scores = logits.float() / how.temperature
+    scores = how.truncation(None, scores)  # type: ignore[arg-type]  # none of them looks at the tokens before
+    token = drawn_at(numbers, scores)
+    return token[:, 0], scores.log_softmax(-1).gather(1, token)[:, 0] if keep else None
+
+
 class _Chance(LogitsProcessor):
-    """Turns greedy decoding into sampling, and keeps the log-prob of what is chosen where it is asked to."""
+    """Turns the greedy decoding of `generate` into sampling, and keeps log-probs where it is asked to."""
 
     def __init__(self, keys: Tensor, prompt: int, how: Sampling, keep: bool) -> None:
-        self.keys, self.prompt, self.temperature, self.truncation = keys, prompt, how.temperature, how.truncation
-        self.kept: list[Tensor] | None = [] if keep else None
+        self.keys, self.prompt, self.how, self.keep = keys, prompt, how, keep
+        self.kept: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float() / self.temperature
-        scores = self.truncation(input_ids, scores)  # type: ignore[arg-type]  # transformers says LongTensor, and any will do
-        token = drawn_at(uniform(self.keys, input_ids.shape[1] - self.prompt), scores)
-        if self.kept is not None:
-            self.kept.append(scores.log_softmax(-1).gather(1, token)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        numbers = uniform(self.keys, input_ids.shape[1] - self.prompt)
+        token, logp = choose(scores, numbers, self.how, self.keep)
+        if logp is not None:
+            self.kept.append(logp)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
 
 class _Stopped(StoppingCriteria):
@@ -178,15 +189,17 @@ class Generator(Protocol):
 
 @dataclass
 class Generate:
-    """transformers' `generate` on the policy itself, `batch` prompts at a time: half as many where memory runs out.
+    """The policy itself, `batch` prompts at a time: half as many where memory runs out.
 
-    `autocast` is the dtype of the products inside the model, as where it is trained.
+    `autocast` is the dtype of the products inside the model, as where it is trained. `own` says whether sequences go
+    through it by `decoding.Rows`, which is tried out once; else `generate` does it.
     """
 
     model: PreTrainedModel
     batch: int = 256
     say: Callable[[str], None] = print
     autocast: torch.dtype | None = None
+    own: bool | None = None
 
     def __call__(
         self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
@@ -213,7 +226,13 @@ class Generate:
         try:
             half = torch.autocast(self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None)
             with plainly(self.model), half:
-                return _draw_batch(self.model, prompts, keys, how, keep_logp)
+                if self.own is None:
+                    refused = refusal(self.model)
+                    self.own = refused is None
+                    if refused is not None:
+                        self.say(f"note: completions are drawn by transformers' generate: {refused}")
+                work = _decoded if self.own else _generated
+                return work(self.model, prompts, keys, how, keep_logp)
         except Exception as error:  # what is out of memory has no class of its own; the rest is raised again
             if not should_reduce_batch_size(error):
                 raise
@@ -228,7 +247,43 @@ class Generate:
 
 
 @torch.no_grad()
-def _draw_batch(
+def _decoded(
+    model: PreTrainedModel, prompts: list[Ids], keys: list[int] | None, how: Sampling, keep_logp: bool
+) -> list[Drawn]:
+    """What has ended is computed no more, once there is enough of it."""
+    rows, count, device = Rows(model), len(prompts), model.device
+    logits = rows.begin(prompts, how.limit)
+    ids = torch.zeros((count, how.limit), dtype=torch.long, device=device)
+    logps = torch.zeros((count, how.limit), device=device)
+    stops: list[int | None] = [None] * count
+    ends = torch.tensor(sorted(how.ends), device=device)
+    chance = None if keys is None else torch.tensor(keys, device=device)
+    alive, going = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
+    for place in range(how.limit):
+        numbers = None if chance is None else uniform(chance[alive], place)
+        token, logp = choose(logits, numbers, how, keep_logp)
+        ids[alive, place] = token
+        if logp is not None:
+            logps[alive, place] = logp
+        going &= ~torch.isin(token, ends)
+        if how.stop is not None:
+            for at, row in zip(going.nonzero()[:, 0].tolist(), alive[going].tolist(), strict=True):
+                if how.stop.here(ids[row, : place + 1].tolist()):
+                    stops[row], going[at] = place + 1, False
+        left = int(going.sum())
+        if not left or place + 1 == how.limit:
+            break
+        if left <= WORTH * len(alive):
+            stay = going.nonzero()[:, 0]
+            rows.keep(stay)
+            alive, token, going = alive[stay], token[stay], going[stay]
+        logits = rows.extend(token)
+    told = logps.tolist() if keep_logp and keys is not None else [[]] * count
+    return [_cut(row, logp, how.ends, stop) for row, logp, stop in zip(ids.tolist(), told, stops, strict=True)]
+
+
+@torch.no_grad()
+def _generated(
     model: PreTrainedModel, prompts: list[Ids], keys: list[int] | None, how: Sampling, keep_logp: bool
 ) -> list[Drawn]:
     width = max(map(len, prompts))

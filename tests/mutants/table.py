@@ -732,8 +732,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "sampled_without_temperature",
             "sampling ignores the temperature",
-            "scores = scores.float() / self.temperature",
-            "scores = scores.float()",
+            "scores = logits.float() / how.temperature",
+            "scores = logits.float()",
             SAMPLING,
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -195,29 +196,34 @@ def test_a_stop_is_not_completed_by_the_prompt(embedded: Embedded) -> None:
         assert draw(model, [prompt], None, stop=stop, **given)[0].ids == one.ids
 
 
-def test_out_of_memory_halves_what_is_drawn_at_once_and_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, prompts, said = tiny_model(), PROMPTS * 4, list[str]()
+@pytest.mark.parametrize("own", [True, False])
+def test_out_of_memory_halves_what_is_drawn_at_once_and_draws_the_same(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts, said = tiny_model(), [[number, *prompt] for number in range(4) for prompt in PROMPTS], list[str]()
     keys, how = list(range(16)), Sampling(ENDS, 12)
-    whole = Generate(model)(prompts, keys, how)
-    own, sizes = model.generate, list[int]()
+    whole = Generate(model, own=own)(prompts, keys, how)
+    forward, sizes = model.forward, list[int]()
 
     def short(most: int) -> Any:
-        def generate(input_ids: Tensor, **options: Any) -> Any:
-            sizes.append(len(input_ids))
-            if len(input_ids) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return own(input_ids=input_ids, **options)
+        @functools.wraps(forward)
+        def run(input_ids: Tensor, **options: Any) -> Any:
+            if options["past_key_values"].get_seq_length() == 0:
+                sizes.append(len(input_ids))
+                if len(input_ids) > most:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(input_ids=input_ids, **options)
 
-        return generate
+        return run
 
-    monkeypatch.setattr(model, "generate", short(5))
-    generate = Generate(model, say=said.append)
+    monkeypatch.setattr(model, "forward", short(5))
+    generate = Generate(model, say=said.append, own=own)
     assert generate(prompts, keys, how) == whole
     assert sizes == [16, 8, 4, 4, 4, 4]
     assert said == [f"out of memory while sampling: going on with {count} completions at once" for count in (8, 4)]
     generate(prompts, keys, how)
     assert sizes[6:] == [4, 4, 4, 4]  # it does not forget
-    monkeypatch.setattr(model, "generate", short(0))
+    monkeypatch.setattr(model, "forward", short(0))
     with pytest.raises(GroError, match="out of memory while one completion is drawn"):
         generate(prompts, keys, how)
 

@@ -1,0 +1,144 @@
+"""Sequences that go through a model token by token, without what transformers' `generate` does around each token.
+
+A prompt that several completions begin with goes through once. What has ended leaves the model. Keys and values are
+written into memory that is already there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from grolang.runtime.examples import Ids
+from grolang.runtime.packing import HALF, SAME
+
+
+class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has no types for its caches
+    """Keys and values [S, heads, length, d], views of memory with room for more: it is copied where that is full."""
+
+    room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        start = self.get_seq_length()
+        end = start + keys.shape[-2]
+        if self.room is None or self.room[0].shape[-2] < end:
+            size = end + max(32, end // 4) if start else end  # a prompt alone: the rows of its completions come next
+            own = [new.new_empty((*new.shape[:2], size, new.shape[-1])) for new in (keys, values)]
+            if self.keys is not None and self.values is not None:
+                own[0][:, :, :start], own[1][:, :, :start] = self.keys, self.values
+            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+            self.room = (own[0], own[1])
+        self.room[0][:, :, start:end], self.room[1][:, :, start:end] = keys, values
+        self.keys, self.values = (whole[:, :, :end] for whole in self.room)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self.room = None
+
+
+class Rows:
+    """Sequences in the model: `begin`, then `extend` by a token each, as often as is wanted; `keep` some of them.
+
+    Padding stands on the left, so that all of them end at the same place of the cache.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.takes = inspect.signature(model.forward).parameters
+        self.cache: Any = DynamicCache(config=model.config)
+        make: Any = _Roomy
+        self.cache.layers = [make() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+
+    def begin(self, prompts: Sequence[Ids], limit: int) -> Tensor:
+        """Logits [S, V] after each prompt, to which `limit` tokens at most will be added."""
+        distinct = {tuple(prompt): number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        self.seen = max(map(len, distinct))
+        ids = torch.zeros((len(distinct), self.seen), dtype=torch.long)
+        self.attention = torch.zeros((len(distinct), self.seen + limit), dtype=torch.long)
+        for prompt, number in distinct.items():
+            ids[number, self.seen - len(prompt) :] = torch.tensor(prompt)
+            self.attention[number, self.seen - len(prompt) :] = 1
+        self.attention = self.attention.to(self.model.device)
+        self.positions = (self.attention[:, : self.seen].cumsum(1) - 1).clamp_(min=0)
+        logits = self._logits(ids.to(self.model.device))
+        if len(distinct) == len(prompts):
+            return logits
+        rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self.model.device)
+        self.keep(rows)
+        return logits[rows]
+
+    def keep(self, rows: Tensor) -> None:
+        """The sequences with these numbers remain, in this order; a number may come more than once."""
+        self.cache.reorder_cache(rows)
+        self.attention, self.positions = self.attention[rows], self.positions[rows]
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Logits [S, V] after one more token [S] each."""
+        self.seen += 1
+        self.positions = self.positions[:, -1:] + 1
+        return self._logits(tokens[:, None])
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        told = {
+            "input_ids": ids,
+            "attention_mask": self.attention[:, : self.seen],
+            "position_ids": self.positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        logits: Tensor = self.model(**{name: value for name, value in told.items() if name in self.takes}).logits
+        return logits[:, -1].float()
+
+
+def refusal(model: PreTrainedModel) -> str | None:
+    """Why sequences cannot go through this model by `Rows`; None where they can.
+
+    Whether its logits are then those of the whole sequences is tried out, and not read off the architecture's name.
+    """
+    kind = model.config.model_type
+    try:
+        error, matters = _error(model)
+    except Exception as raised:  # whatever an architecture does with a cache that it does not know
+        if should_reduce_batch_size(raised):
+            raise
+        return f"{kind} does not take a cache that is kept for it"
+    half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
+    rounding = HALF if half else SAME
+    return None if error <= rounding * matters else f"{kind} says something else from a cache that is kept for it"
+
+
+@torch.no_grad()
+def _error(model: PreTrainedModel) -> tuple[float, float]:
+    """What becomes of logits on the way through `Rows`, and what another token at the beginning changes in them."""
+    draw, size = torch.Generator().manual_seed(0), model.config.get_text_config().vocab_size
+    first, second, third, more = (torch.randint(size, shape, generator=draw) for shape in ((9,), (4,), (6,), (4, 7)))
+    prompts = [one.tolist() for one in (first, second, first, third)]
+
+    def alone(ids: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits
+        return logits[0].double()
+
+    rows, alive = Rows(model), torch.arange(4)
+    found = [rows.begin(prompts, more.shape[1])]
+    for place in range(more.shape[1]):
+        if place == 4:  # one leaves
+            alive = torch.tensor([3, 1, 2])
+            rows.keep(alive.to(model.device))
+        found.append(rows.extend(more[alive, place].to(model.device)))
+    error, whole = 0.0, [alone(torch.cat([torch.tensor(one), own])) for one, own in zip(prompts, more, strict=True)]
+    for place, logits in enumerate(found):
+        order = [0, 1, 2, 3] if place < 5 else [3, 1, 2]
+        for own, row in zip(logits, order, strict=True):
+            error = max(error, float((whole[row][len(prompts[row]) - 1 + place] - own).norm()))
+    changed = torch.cat([first, more[0]])
+    changed[1] = (changed[1] + 1) % size
+    return error, float((alone(changed) - whole[0]).norm(dim=-1)[2:].mean())
