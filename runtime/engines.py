@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from grolang.compiler.fused.head import logits
+from grolang.compiler.fused.products import precision
 from grolang.language.diagnostics import GroError
 from grolang.runtime import policy as source
 from grolang.runtime.adapters import need
@@ -110,8 +111,9 @@ class Policy:
         policy = source.Policy(self.model, how.temperature)
         hidden, ids = policy.hidden(source.Tokens.of(pairs, 0, self.model.device))
         head = policy.head(hidden)
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        found = logits(head, hidden, hidden.new_empty((len(ids), head.vocabulary), dtype=dtype))
+        precise = precision(hidden, head.weight)
+        out = hidden.new_empty((len(ids), head.vocabulary), dtype=precise.sums)
+        found = logits(head, hidden.to(precise.operands), out)
         ours = how.truncation(ids, found).log_softmax(-1).gather(1, ids[:, None])[:, 0]  # type: ignore[arg-type]  # see `_Chance`
         theirs = torch.tensor([logp for one in drawn for logp in one.logp[:TOKENS]]).to(ours)
         both = ours.isfinite()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -31,15 +33,16 @@ from grolang.runtime.adapters import add_lora
 from grolang.runtime.engines import Policy, generator, request
 from grolang.runtime.launch import resolve
 from grolang.runtime.policy import load_model, load_tokenizer
-from grolang.runtime.sampling import Generate, Sampling, Stop
+from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop
+from grolang.runtime.vllm_engine import Beside
 from grolang.runtime.vllm_server import together
 
 PATH = str(defaults.model_path())
 PROMPTS = str(defaults.data_path("prompts", "train"))
 
 
-def embedded() -> PreTrainedModel:
-    return load_model(PATH, dtype=torch.float32, device=torch.device("cpu"))
+def embedded(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return load_model(PATH, dtype=dtype, device=torch.device("cpu"))
 
 
 class Service(ThreadingHTTPServer):
@@ -232,6 +235,66 @@ def test_what_is_apart_is_measured_as_it_was_drawn(how: dict[str, Any]) -> None:
     Policy(model).check(prompts, drawn, told, "it", greedy=False)
     off = [replace(one, logp=[logp - 1.0 for logp in one.logp]) for one in drawn]
     assert Policy(model).apart(prompts, off, told) == pytest.approx(1.0, abs=1e-4)
+    assert 0 < Policy(embedded(torch.bfloat16)).apart(prompts, drawn, told) < 0.05
+
+
+class Output:
+    """What `vllm.LLM` answers with: (token_ids, logprobs, finish_reason)."""
+
+    def __init__(self, one: Drawn) -> None:
+        self.outputs = [self]
+        self.token_ids, self.finish_reason = tuple(one.ids), "stop" if one.finished else "length"
+        self.logprobs = [{token: SimpleNamespace(logprob=x)} for token, x in zip(one.ids, one.logp, strict=True)]
+
+
+class Stated:
+    """In the place of `vllm.LLM`: the embedded model, which takes weights as vLLM's worker does."""
+
+    def __init__(self, **told: Any) -> None:
+        self.told, self.model, self.emptied = told, embedded(), True
+        self.asked: list[str] = []
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        self.asked.append(method)
+        self.model.load_state_dict(dict(kwargs["weights_iterator"]), strict=False)
+
+    def reset_prefix_cache(self) -> bool:
+        return self.emptied
+
+    def generate(self, given: list[Any], told: list[dict[str, Any]], use_tqdm: bool) -> list[Output]:
+        torch.rand(1)
+        how = Sampling(frozenset(told[0]["stop_token_ids"]), told[0]["max_tokens"], told[0]["temperature"])
+        prompts, keys = [one["prompt_token_ids"] for one in given], [one["seed"] for one in told]
+        return [Output(one) for one in Generate(self.model)(prompts, keys, how, keep_logp=True)]
+
+
+def test_the_engine_in_this_process_gets_weights_and_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls; what the real one makes of them is in `test_runtime_vllm.py`."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Stated, SamplingParams=dict))  # type: ignore[arg-type]  # a stand-in
+    monkeypatch.setattr("grolang.runtime.engines.need", lambda *_: None)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    _, settings = resolve({"method": "rloo", "engine": "vllm", "seed": 7, "max_prompt": 90, "max_completion": 10})
+    model = embedded()
+    draw = generator(settings, model, PATH, Accelerator(cpu=True), print, torch.bfloat16)
+    assert isinstance(draw, Beside)
+    engine = draw.engine
+    given = {"dtype": "bfloat16", "seed": 7, "max_model_len": 100, "logprobs_mode": "processed_logprobs"}
+    assert given.items() <= engine.told.items()
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    prompts, how = [load_tokenizer(PATH)("1+1=")["input_ids"]] * 2, Sampling(frozenset([257]), 10)
+    state = torch.random.get_rng_state()
+    before = draw(prompts, [1, 2], how)
+    assert draw(prompts, [1, 2], how) == before and torch.equal(torch.random.get_rng_state(), state)
+    assert engine.asked == ["reload_weights"]
+    with torch.no_grad():
+        cast(Any, model).lm_head.weight.mul_(0.3)
+    assert draw(prompts, [1, 2], how) != before
+    assert engine.asked == ["reload_weights"] * 2
+    engine.emptied = False
+    with torch.no_grad():
+        cast(Any, model).lm_head.weight.mul_(1.1)
+    with pytest.raises(GroError, match="vLLM cannot take the weights of the policy: its prefix cache is in use"):
+        draw(prompts, [1, 2], how)
 
 
 def test_requests_come_back_in_order_and_one_that_fails_ends_all() -> None:
