@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NoAnswer  # TimeoutError itself from Python 3.11 on
+from concurrent.futures import TimeoutError as Waited  # TimeoutError itself from Python 3.11 on
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,6 +28,10 @@ GRACE = 30.0  # seconds between a limit and the end of a process that does not c
 
 Job = tuple[Callable[[], Any], "Future[Any]"]
 Jobs = SimpleQueue["Job | None"]
+
+
+class NoAnswer(Exception):
+    """A call that was given up."""
 
 
 class Caller:
@@ -57,17 +61,17 @@ class Caller:
         return future
 
     def result(self, future: Future[Any], seconds: float) -> Any:
-        """What the call gave, or what it raised; TimeoutError after `seconds` (0: no limit)."""
+        """What the call gave, or what it raised; NoAnswer after `seconds` (0: no limit)."""
         if not seconds:
             return future.result()
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__ or sys.stderr)
         try:
             return future.result(seconds)
-        except NoAnswer:
+        except Waited:
             if future.done():  # it raised a TimeoutError of its own
                 raise
             self._abandon()
-            raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+            raise NoAnswer from None
         finally:
             faulthandler.cancel_dump_traceback_later()
 

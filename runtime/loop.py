@@ -195,9 +195,8 @@ class _Loop:
             return
         with suppress(GroError):  # the disk may be what failed
             self._checkpoint()
-            if self.step:
-                again = f"{self.step} steps are saved; --resume --output {self.output} continues after them"
-                say(self.console, again)
+        if self.saved > 0:
+            say(self.console, f"{self.saved} steps are saved; --resume --output {self.output} continues after them")
 
     def _finish(self, after: Figures) -> Outcome:
         found = self._best()

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.calls import Caller
+from grolang.runtime.calls import Caller, NoAnswer
 from grolang.runtime.data import Record, text_of
 from grolang.runtime.verifiers import ScoreFunction
 
@@ -217,6 +217,10 @@ def _call(scorer: Scorer, asked: Asked, rows: slice, share: float, begun: Future
         found = scorer.caller.result(begun or scorer.caller.start(**words), scorer.patience.seconds * share)
     except GroError:
         raise
+    except NoAnswer:
+        limit = scorer.patience.seconds
+        time_given = f"{limit:g} seconds" if share == 1 else f"{limit * share:g} of the {limit:g} seconds that all have"
+        raise Failure(f"gave no answer within {time_given}") from None
     except Exception as error:  # a user's function raises what it raises
         raise Failure(f"failed: {type(error).__name__}: {error}{_raised_at(error)}") from error
     try:

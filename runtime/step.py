@@ -124,6 +124,7 @@ class Engine:
     autocast: torch.dtype | None = None
     scale: float = 1.0
     known: Store | None = None  # log-probs under the reference, where the data stays the same
+    apart: bool = False  # whether log-probs are always found first: the one pass took memory that is not there
     seen: Batch | None = None  # the last batch that was made for the method to evaluate
 
     @property
@@ -277,11 +278,15 @@ class Engine:
                 if self.micro_batch == 1:
                     message = "out of memory with a micro-batch of 1"
                     raise GroError.plain(message, help="lower --max-completion or --max-prompt") from None
-            self.policy.zero_grad()  # what a part of the step has left there
+            self._cleared()
             self.micro_batch //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             self.say(f"out of memory: going on with a micro-batch of {self.micro_batch}")
+
+    def _cleared(self) -> None:
+        """Let go of what a part of the step has left."""
+        self.policy.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _alone(self, work: Callable[[], T]) -> T:
         """`work` in which no process waits for another. Where one runs out of memory all of them say so."""
@@ -289,7 +294,7 @@ class Engine:
         try:
             found = work()
         except Exception as error:  # what is out of memory has no class of its own; the rest is raised again
-            if not should_reduce_batch_size(error):
+            if not _out_of_memory(error):
                 raise
             if self.sharded and self.accelerator.num_processes > 1:  # the others wait for this one in the midst of it
                 message = f"out of memory with a micro-batch of {self.micro_batch}"
@@ -334,13 +339,13 @@ class Engine:
 
     def _gradient(self, step: Step, method: Method, entropy: bool) -> Batch:
         """This process's part of the gradient."""
-        if self.cut(step.pairs, step.groups, step.alive).knows(method.needs.scope):
+        if not self.apart and self.cut(step.pairs, step.groups, step.alive).knows(method.needs.scope):
             crossed = self._with_crossed_now(step)
             cut = self.cut(step.pairs, step.groups, step.alive)  # a finer one where that ran out of memory
             batch = self._one_pass(crossed, cut, method, entropy) if cut.knows(method.needs.scope) else None
             if batch is not None:
                 return batch
-            self.policy.zero_grad()
+            self._cleared()
         batch = self.current(step, entropy=entropy)
         mask, known = step.batch.mask, self.method.coefficients(batch)
         parts = [list(part) for part in self.cut(step.pairs, step.groups, step.alive).parts]
@@ -380,7 +385,8 @@ class Engine:
         """Each micro-batch by the method's schedule, on its own log-probs; fillers stand for those of the others.
 
         The scope says that fillers cannot matter. None where a coefficient is not finite, be it for a filler: the
-        method must see the step as it is.
+        method must see the step as it is; None too where a unit that one tile does not hold has found no memory for
+        what it streams through: with coefficients that are known beforehand it needs none.
         """
         mask, groups = step.batch.mask, step.groups
         try:
@@ -389,7 +395,7 @@ class Engine:
             return None
         number = torch.zeros(mask.shape, dtype=torch.long, device=self.device)
         number[mask] = torch.arange(int(mask.sum()), device=self.device)
-        own = torch.zeros_like(mask)
+        own, beyond = torch.zeros_like(mask), False
 
         def turns() -> bool:
             finite = True
@@ -399,7 +405,7 @@ class Engine:
                 own[rows] = mask[rows]
 
                 def form(hidden: Tensor, head: Head, targets: Tensor, budget: int | None, at: Tensor = at) -> Pass:
-                    nonlocal finite
+                    nonlocal finite, beyond
                     if len(at):
                         try:
                             made = forming.form(at, hidden, head, targets, budget=budget, kernels=self.kernels)
@@ -407,12 +413,22 @@ class Engine:
                             return made
                         except GroError:  # other processes do not know of it yet
                             finite = False
+                        except Exception as error:
+                            beyond = _out_of_memory(error) and forming.beyond(at, hidden, head, budget)
+                            raise
                     return given(None)(hidden, head, targets, budget)
 
                 self._turn(step, rows, form)
             return finite
 
-        if self.any(not self._alone(turns)):
+        try:
+            if self.any(not self._alone(turns)):
+                return None
+        except torch.OutOfMemoryError:
+            if not self.any(beyond):
+                raise
+            self.apart = True
+            self.say("out of memory: going on with log-probs first, then the gradient")
             return None
         logp, spread = self._buffer(mask), self._buffer(mask)
         logp[mask] = forming.logp
@@ -426,6 +442,10 @@ class Engine:
         with self._autocast():
             loss, _, _ = self.policy(self._tokens(step.pairs, part), form)
         (loss * scale).backward()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 
 def add_up(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ class Trackers:
         self, names: Sequence[str], output: Path, settings: RunSettings, start: int, say: Callable[[str], None]
     ) -> None:
         self.say = say
+        self.hook, threading.excepthook = threading.excepthook, self._of_thread
         self.open: dict[str, GeneralTracker] = {}
         for name in names:
             kind = KINDS[name]
@@ -107,6 +109,12 @@ class Trackers:
         """Let every tracker finish what it has."""
         self._each(lambda tracker: tracker.finish())
         self.open = {}
+        threading.excepthook = self.hook
+
+    def _of_thread(self, raised: Any) -> None:
+        """What a tracker's own thread raises shows in the next call of the tracker, which then says so once."""
+        if type(raised.thread).__module__.partition(".")[0] not in KINDS:
+            self.hook(raised)
 
     def _each(self, do: Callable[[GeneralTracker], None]) -> None:
         for name, tracker in list(self.open.items()):

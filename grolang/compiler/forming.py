@@ -13,6 +13,7 @@ from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
 from grolang.compiler.fused import KEEP, Head, Pass, factored_pass, launch, logps, single_pass
 from grolang.compiler.fused.launch import RowKernel
+from grolang.compiler.fused.sweep import row_limit
 from grolang.compiler.fused.trial import failure
 from grolang.compiler.kernel import PLAIN, kernel
 from grolang.compiler.method import Method
@@ -114,6 +115,15 @@ class Forming:
             keep=keep,
             kernel=row_kernel,
         )
+
+    def beyond(self, at: Tensor, hidden: Tensor, head: Head, budget: int | None) -> bool:
+        """Whether one of these units is larger than the tile: then `form` takes memory beside it, a [V, D] or two."""
+        if self.plan.unit is Scope.TOKEN or not len(at):
+            return False
+        _, counts = torch.unique_consecutive(
+            self.run.layout.parent(Scope.TOKEN, self.plan.unit)[at], return_counts=True
+        )
+        return int(counts.max()) > row_limit(hidden, head, budget)
 
     def _kernel(self, at: Tensor) -> tuple[RowKernel, bool]:
         """The method's generated row kernel for the tokens `at`, and whether it makes their coefficients."""

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 import grolang
 from grolang import Batch
+from grolang.compiler.forming import Forming
 from grolang.language.library import built_in
 from grolang.runtime import start
 from grolang.runtime.policy import Policy, Tokens, check_head, frozen_copy
@@ -217,6 +218,28 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else() -> None
     made.policy.register_forward_pre_hook(refuse_more_than(3))
     made.backward(made.prepare(samples("unpaired", 1)))
     assert made.micro_batch == 3 and [text.rsplit(" ", 1)[1] for text in said] == ["6", "3"]
+    for one, parameter in zip(whole, made.policy.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, one, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo"])
+def test_out_of_memory_beside_a_unit_beyond_the_tile_takes_the_two_pass_way(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No smaller micro-batch would hold a pair or sequence that is streamed already."""
+    chosen, said = grolang.load(name), list[str]()
+    whole, _ = gradient(chosen, 64, updates=1)
+    made = engine(chosen, 12)
+    made.say = said.append
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Forming, "form", full)
+    made.policy.budget = 1
+    step = made.prepare(samples("preference", 2))
+    made.backward(step)
+    assert made.micro_batch == 12 and said == ["out of memory: going on with log-probs first, then the gradient"]
     for one, parameter in zip(whole, made.policy.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, one, rtol=1e-9, atol=1e-11)
 

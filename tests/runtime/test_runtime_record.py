@@ -22,7 +22,7 @@ from rich.console import Console
 from grolang import GroError
 from grolang.cli import main
 from grolang.explain import mathml
-from grolang.runtime import doctor, start
+from grolang.runtime import doctor, record, start
 from grolang.runtime.record import Record, is_alive, process
 from grolang.runtime.report import pieces, report
 
@@ -284,3 +284,17 @@ def test_the_self_test_passes_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_self_test_trains_a_step() -> None:
     assert doctor._step() == "1 step of dpo on the embedded model"
+
+
+def test_a_small_file_that_does_not_fit_leaves_the_old_one_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.write_text(tmp_path / "run.json", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.os, "fsync", full)
+    with pytest.raises(GroError, match="No space left on device"):
+        record.write_text(tmp_path / "run.json", "new")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("run.json", "old")]

@@ -32,9 +32,9 @@ VOWELS = (
 )
 
 
-def run(tiny: str, output: Path, method: str, data: str, **flags: Any) -> Outcome:
+def run(tiny: str, output: Path, method: str, data: str, said: io.StringIO | None = None, **flags: Any) -> Outcome:
     given = QUICK | {"model": tiny, "output": str(output), "method": method, "data": data} | flags
-    return start(given, None, Console(file=io.StringIO()))
+    return start(given, None, Console(file=said or io.StringIO()))
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
@@ -357,8 +357,10 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
         real(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_file", full)
+    said = io.StringIO()
     with pytest.raises(GroError, match="No space left on device"):
-        run(tiny, tmp_path / "out", "sft", data, steps=6, save_every=2)
+        run(tiny, tmp_path / "out", "sft", data, said, steps=6, save_every=2)
+    assert f"2 steps are saved; --resume --output {tmp_path / 'out'} continues after them" in said.getvalue()
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
     start({"output": str(tmp_path / "out"), "resume": True}, None, Console(file=io.StringIO()))

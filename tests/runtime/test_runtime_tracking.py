@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,27 @@ def test_a_tracker_that_fails_on_the_way_is_off_and_the_run_goes_on(
     assert "the tracker mlflow failed and is off from now on; metrics.jsonl goes on: the server is gone" in said
     assert [call["step"] for call in calls[2:]] == [0, 1, 2] and len(lines(tmp_path, "metrics")) == 3
     assert calls[0] == {"experiment_name": "grolang", "run_name": "out"} and calls[1]["set.beta"] == 0.3
+
+
+def test_a_tracker_whose_own_thread_fails_says_so_in_a_line(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Tensorboard writes in a thread: a full disk is met there."""
+    from tensorboard.summary.writer import record_writer
+
+    whole, written = record_writer.RecordWriter.write, list[int]()
+
+    def full(writer: Any, data: bytes) -> None:
+        written.append(len(data))
+        if len(written) > 20:
+            raise OSError(28, "No space left on device")
+        whole(writer, data)
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    before = threading.excepthook
+    said = run(tiny, tmp_path, track="tensorboard")
+    assert said.count("the tracker tensorboard failed and is off from now on") == 1 and "No space left" in said
+    assert "Traceback" not in capfd.readouterr().err and threading.excepthook is before
 
 
 def test_a_tracker_that_cannot_start_is_told_before_the_first_step(
