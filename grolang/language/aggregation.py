@@ -7,6 +7,7 @@ from lark import Token, Tree
 from grolang.language.declarations import canonical
 from grolang.language.expressions import Elaborator
 from grolang.language.findings import listed, suggested
+from grolang.language.functions import OBSERVABLES
 from grolang.language.ir import Step
 from grolang.language.parameters import number
 from grolang.language.scopes import AGGREGATED, Scope
@@ -101,7 +102,10 @@ def _divisor(divisor: Tree[Token] | Token | None, statement: Statement, elaborat
     name = canonical(str(divisor))
     known = {row for row, _ in elaborator.declared.of_kind("param")}
     if name not in known:
-        help = suggested(name, known, f"declare it: `param {divisor} = …`")
+        if name in OBSERVABLES or ("name", name) in elaborator.declared.table:
+            help = f"divide by a number or a parameter here, and by `{divisor}` in `credit`"
+        else:
+            help = suggested(name, known, f"declare it: `param {divisor} = …`")
         elaborator.findings.add(
             "E201", f"there is no parameter `{divisor}`", statement.span_of(divisor), label="not known", help=help
         )

@@ -17,7 +17,7 @@ from grolang.language.claims import law
 from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest
 from grolang.language.diagnostics import Diagnostic, GroError, Note
 from grolang.language.expressions import Binding, Elaborator
-from grolang.language.findings import Findings, listed, suggested
+from grolang.language.findings import Findings, listed, nearest, suggested
 from grolang.language.functions import OBSERVABLES
 from grolang.language.ir import Argument, Expr, FunctionDefinition, MethodIR, Number, Report
 from grolang.language.parameters import parameter, score
@@ -179,8 +179,17 @@ def _group(declared: Declarations, data: tuple[str, ...], findings: Findings) ->
 def _require_reward(declared: Declarations, findings: Findings) -> None:
     names = {name for kind, name in declared.table if kind == "name"} | declared.broken
     if not names & {"reward", "advantage"} and not declared.incomplete:
-        help = "add `reward = …`, for example `reward = label`"
-        findings.add("E209", "the method gives no reward", declared.place, help=help)
+        near = nearest("reward", (name for name, _ in declared.of_kind("definition")))
+        edit = f"write `reward` for `{near}`" if near else f"add it, for example `reward = {_example(declared)}`"
+        findings.add("E209", "the method gives no reward", declared.place, help=edit)
+
+
+def _example(declared: Declarations) -> str:
+    """A reward that this method's data has."""
+    scores = [name for name, _ in declared.of_kind("score")]
+    data = declared.one("data")
+    kinds = {str(word) for word in data.tree.children} if data is not None else set()
+    return scores[0] if scores else "label" if kinds <= {"preference", "unpaired"} else "1"
 
 
 def _functions(elaborator: Elaborator) -> dict[str, FunctionDefinition]:

@@ -313,14 +313,19 @@ class Elaborator:
             self.findings.add(
                 "E205", f"`{word}` is a value, not a function", span, help=f"write `{word} * (…)` to multiply"
             )
+        elif name == "any":
+            help = "`any(scope)` is an arbitrary value, in laws alone: `law N: invariant when X = any(scope)`"
+            self.findings.add("E205", "`any` stands in laws only", span, help=help)
         else:
             help = suggested(str(word), CALLABLE, "the reference lists every function")
             self.findings.add("E205", f"there is no function `{word}`", span, label="not known", help=help)
 
-    def _counted(self, word: Token, given: int, expected: tuple[str, ...]) -> bool:
+    def _counted(self, word: Token, given: int, expected: tuple[str, ...], over: str = "") -> bool:
         if given == len(expected):
             return True
-        form = f"{word}({', '.join(expected)})"
+        form = f"{word}({', '.join(expected)}{over})"
+        if given > len(expected) and expected == ("a", "b"):  # `min` and `max`
+            form = f"{word}({word}(a, b), c)"
         plural = "" if len(expected) == 1 else "s"
         message = f"`{word}` takes {len(expected)} argument{plural}, not {given}"
         self.findings.add("E206", message, self._span(word), help=f"write `{form}`")
@@ -347,7 +352,7 @@ class Elaborator:
                 )
             return None
         row = REDUCTIONS[name]
-        if not self._counted(word, len(trees), ("x", "q")[: row.arguments]):
+        if not self._counted(word, len(trees), ("x", "q")[: row.arguments], f" over {axis_word}"):
             return None
         axis = str(axis_word)
         values = [self._inside(axis, argument) for argument in trees]

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from grolang.language.findings import Findings
+from grolang.language.findings import Findings, suggested
 from grolang.language.functions import BINARY
 from grolang.language.source import Source, Span, statements
 from grolang.language.tables import load
@@ -222,8 +222,7 @@ def _word(error: UnexpectedInput, text: str, span: Span, findings: Findings) -> 
     expected = expected or wording(accepted)
     what = f"found `{_shown(found)}`" if found else "but the statement ends"
     at = Span(file=span.file, start=span.start + place, end=span.start + place + max(len(found), 1))
-    otherwise = f"replace `{_shown(found)}`" if found else f"add it after `{before}`"
-    help = _advice(found, text, place, accepted) or otherwise
+    help = _advice(found, text, place, accepted) or _edit(found, before, text[:place], accepted, expected)
     findings.add("E101", f"expected {expected}, {what}", at, help=help)
 
 
@@ -257,6 +256,35 @@ def _shown(text: str) -> str:
     return text
 
 
+def _edit(found: str, before: str, left: str, accepted: frozenset[str], expected: str) -> str:
+    """What to write where, by what could stand here; `left` is the statement's text before it."""
+    shown = f"`{_shown(found)}`"
+    if not found:
+        return f"add it after `{before}`"
+    if accepted >= _CLAIMS:
+        return suggested(found, [claim.lower() for claim in _CLAIMS], f"write `loss` before {shown}")
+    if before == "over" and re.search(r",\s*over\s*$", left):
+        return "delete the comma before `over`"
+    if found == "," and accepted == {"RPAR"} and "=" not in left:
+        return "`omega` and `upsilon` have one argument: close the parenthesis after it"
+    if found == "," and "PLUS" in accepted and "STAR" not in accepted:
+        return "write `+` for `,`"
+    if found == "over" and "$END" in accepted:
+        return "put what is reduced into a call: `mean(x over group)`"
+    twice = re.search(rf"(?<!\w){re.escape(found)}\s*$", left)
+    if twice or ("$END" in accepted and found in _CLOSING) or ("NUMBER" in accepted and found in _SIGNS):
+        return f"delete {shown}"
+    if "STAR" in accepted and left[-1:].isdigit():
+        return f"write `*` before {shown}"
+    word = found.isidentifier() or found[0].isdigit()
+    if (len(accepted) == 1 and not (word and "NAME" in accepted)) or found == ")":
+        return f"write {expected.split(', such')[0]} before {shown}"
+    return f"replace {shown}"
+
+
+_CLOSING = {")", "]", ","}
+_SIGNS = {"*", "/", "+", "^", "="}  # that stand where no operand is before them
+
 #: what people write from other languages, and what it is here
 _SLIPS = {
     "&": "write `and`",
@@ -287,6 +315,8 @@ def _advice(found: str, text: str, place: int, accepted: frozenset[str]) -> str:
         return "compare with `==`"
     if line_start and place and "\n" in text[:place]:
         return "a line that starts with blanks continues the statement above: start a new one in column 1"
+    if found == "|" and "STAR" not in accepted:
+        return "write `abs(x)`"
     if found in _SLIPS:
         return _SLIPS[found]
     if found and not found[0].isascii():

@@ -87,6 +87,43 @@ def test_a_mistake_has_one_finding_with_its_code_place_and_way_out(text: str, co
         found.unwrap()
 
 
+#: a mistake, the edit that the help names, and the same text after that edit
+MENDED = [
+    (HEAD + "law a unbiased\n", "write `:` before `unbiased`", HEAD + "law a: unbiased\n"),
+    (HEAD + "law a: unbaised\n", "did you mean `unbiased`?", HEAD + "law a: unbiased\n"),
+    (HEAD + "credit = 2length\n", "write `*` before `length`", HEAD + "credit = 2*length\n"),
+    (HEAD + "credit = 2 * / 3\n", "delete `/`", HEAD + "credit = 2 * 3\n"),
+    (HEAD + "credit == 2\n", "delete `=`", HEAD + "credit = 2\n"),
+    (HEAD + "credit = |logp|\n", "write `abs(x)`", HEAD + "credit = abs(logp)\n"),
+    (HEAD + "credit = length)\n", "delete `)`", HEAD + "credit = length\n"),
+    (HEAD + "credit = mean(logp, over tokens)\n", "delete the comma", HEAD + "credit = mean(logp over tokens)\n"),
+    (HEAD + "credit = logp over tokens\n", "into a call: `mean(x over", HEAD + "credit = mean(logp over tokens)\n"),
+    (HEAD + "credit = max(length, 2, 3)\n", "`max(max(a, b), c)`", HEAD + "credit = max(max(length, 2), 3)\n"),
+    (
+        HEAD + "credit = quantile(logp over batch)\n",
+        "(x, q over batch)",
+        HEAD + "credit = quantile(logp, 0 over batch)\n",
+    ),
+    (HEAD + "param k = 1 in (0 2)\ncredit = k\n", "`,` before `2`", HEAD + "param k = 1 in (0, 2)\ncredit = k\n"),
+    (HEAD + "omega(z, a) = z\n", "one argument", HEAD + "omega(z) = z\n"),
+    (
+        HEAD + "aggregate = sum over tokens / length, mean over sequences\n",
+        "by `length` in `credit`",
+        HEAD + "credit = 1 / length\n",
+    ),
+    (HEAD.replace("reward =", "Reward ="), "write `reward` for `Reward`", HEAD),
+    (HEAD.replace("reward = correct\n", ""), "`reward = correct`", HEAD),
+    ("method m\ndata demonstrations\n", "`reward = 1`", "method m\ndata demonstrations\nreward = 1\n"),
+]
+
+
+@pytest.mark.parametrize(("text", "edit", "mended"), MENDED, ids=[f"{i}" for i in range(len(MENDED))])
+def test_the_edit_that_a_message_names_mends_the_file(text: str, edit: str, mended: str) -> None:
+    (error,) = check(Source("m.gro", text)).errors
+    assert edit in error.help
+    assert not check(Source("m.gro", mended)).errors
+
+
 def test_several_mistakes_are_reported_together_in_the_order_of_the_file() -> None:
     text = HEAD + "credit = logpp\nmeasure = sum(correct over tokens)\nalpha = exp(1, 2)\naggregate = sum over tokens\n"
     found = check(Source("m.gro", text))
