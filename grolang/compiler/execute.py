@@ -89,6 +89,7 @@ class Run:
         rows = batch.mask.any(1).nonzero()[:, 0]
         self.layout = Layout(batch.mask, batch.group, rows)
         self._mismatched: Layout | None = None
+        self._pairs: dict[str, Tensor] = {}
         self._current: dict[str, Tensor] = {}
         self._arbitrary = arbitrary
         self.values: dict[int, Tensor] = {}
@@ -136,7 +137,9 @@ class Run:
         args = [self.values[argument] for argument in step.args]
         match step.op:
             case "const" | "param":
-                return torch.tensor(step.detail[-1], dtype=self.dtype, device=self.device)
+                return torch.full(
+                    (), float(step.detail[-1]), dtype=self.dtype, device=self.device
+                )  # a GPU is not waited for
             case "load" if str(step.detail[0]).startswith("any ") and self._arbitrary is not None:
                 drawn = self._arbitrary(f"{step.detail[0]} {step.world}", self._size(self._in(step.world), step.scope))
                 return drawn.to(self.dtype).reshape(() if step.scope <= Scope.BATCH else (-1,))
@@ -220,7 +223,7 @@ class Run:
     def _count(self, step: Step) -> Tensor:
         layout = self._in(step.world)
         if step.scope <= Scope.BATCH:
-            return torch.tensor(self._size(layout, step.child), dtype=self.dtype, device=self.device)
+            return torch.full((), self._size(layout, step.child), dtype=self.dtype, device=self.device)
         self.need_groups(step.scope, step.child)
         return layout.children(step.child, step.scope)[1].sum(1).to(self.dtype)
 
@@ -252,7 +255,9 @@ class Run:
         return index, there
 
     def _pair(self, op: str) -> Tensor:
-        """Which row each value is taken from."""
+        """Which row each value is taken from; found out once."""
+        if op in self._pairs:
+            return self._pairs[op]
         self.need_groups(Scope.GROUP)
         label = self._load("label", MAIN)
         whole = whole_pairs(self.layout, label)
@@ -261,7 +266,8 @@ class Run:
             bad = int(ids[int((~whole).nonzero()[0, 0])])
             message = f"group {bad} is not a pair: it needs one sequence with label +1 and one with label -1"
             raise GroError.plain(message, help="keep both responses of a pair in one batch", code="E904")
-        return pair_rows(self.layout, label, op)
+        self._pairs[op] = pair_rows(self.layout, label, op)
+        return self._pairs[op]
 
 
 def whole_pairs(layout: Layout, label: Tensor) -> Tensor:

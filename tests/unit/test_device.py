@@ -117,6 +117,23 @@ def test_kernels_are_for_gpus_that_have_bf16() -> None:
         assert not launch.usable(one, one)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_within_a_chunk_the_cpu_waits_for_no_more_than_the_number_of_rows(name: str) -> None:
+    """Of which the coefficient is not 0; what the method computes makes it wait once a batch, not once a chunk."""
+    method, waits = grolang.load(name), []
+    for rows in (12, 3):
+        inputs, batch = drawn(torch.float32, frozen=False), batch_of(method)
+        with device_guard.cuda() as seen:
+            there = [one.detach().to(DEVICE).requires_grad_() for one in inputs[:2]]
+            targets, moved = torch.zeros(S, T, dtype=torch.long, device=DEVICE), batch.to(DEVICE)
+            seen.syncs.clear()
+            grolang.compile(method, budget=rows * V * 4)(*there, targets, moved)
+            waits.append(seen.syncs)
+    more = {line.split()[1].partition(":")[0]: count for line, count in (waits[1] - waits[0]).items()}
+    assert set(more) <= {"rows.py", "factored.py"}, more  # the latter for units that no chunk holds
+    assert more["rows.py"] <= 2 * 3
+
+
 def test_a_torch_whose_products_cannot_add_to_fp32_takes_fp32_operands(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise RuntimeError("self and mat2 must have the same dtype")

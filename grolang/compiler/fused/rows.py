@@ -96,6 +96,8 @@ def compact(live: Tensor, *tiles: Tensor) -> Tensor:
     Only holes are filled, from behind: no second tile, and nothing moves where all rows are live.
     """
     order = live.nonzero().squeeze(1)
+    if len(order) == len(live):
+        return order
     holes = (~live[: len(order)]).nonzero().squeeze(1)
     if len(holes) == 0:
         return order
