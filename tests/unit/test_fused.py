@@ -430,6 +430,15 @@ def test_the_sum_of_a_long_row_keeps_its_digits(entropy: bool) -> None:
         assert_near(found.rows.entropy, spread, 1e-6)
 
 
+@pytest.mark.parametrize("way", [by_single_pass, by_units, by_keeping_a_part, by_recomputing])
+def test_a_few_rows_of_a_large_vocabulary_keep_their_digits(way: Way) -> None:
+    """Two rows to a tile: a CPU's product of so few adds up in one chain, and is off by some 4e-5."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8, 32), 5 * torch.randn(2**18, 32) / 32**0.5
+    one = Case(hidden.requires_grad_(), Head(weight.requires_grad_()), torch.arange(8), torch.randn(8))
+    assert_gradients(way(one, 2 * 4 * 2**18), plain(one)[2], 5e-6)
+
+
 def test_tokens_masked_by_a_bias_of_minus_infinity_have_no_part() -> None:
     one = case()
     assert one.head.bias is not None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from grolang.compiler.fused import Head
+from grolang.compiler.fused import Head, pages
 from grolang.compiler.fused.factored import pack, unit_slices
+from grolang.compiler.fused.pages import LARGE, on_huge_pages
 from grolang.compiler.fused.products import has_bf16_products, spans
-from grolang.compiler.fused.rows import compact
-from grolang.compiler.fused.sweep import row_chunks
+from grolang.compiler.fused.rows import IN_CACHE, compact, row_blocks
+from grolang.compiler.fused.sweep import row_chunks, tiled
 
 
 def test_compaction_moves_live_rows_to_the_front() -> None:
@@ -27,6 +30,45 @@ def test_chunks_are_even_and_within_the_limit() -> None:
         assert [i for one in cut for i in range(one.start, one.stop)] == list(range(count))
         sizes = [one.stop - one.start for one in cut]
         assert not sizes or (max(sizes) <= max(1, most) and max(sizes) - min(sizes) <= 1)
+
+
+def test_row_work_goes_by_blocks_that_a_cache_holds() -> None:
+    with torch.device("meta"):
+        gpu = torch.empty(33, 128)
+    assert [rows.stop - rows.start for rows in row_blocks(gpu, 33)] == [5] * 6 + [3]
+    tile = torch.empty(64, 2**17)
+    cut = row_blocks(tile, 61)
+    assert [i for rows in cut for i in range(rows.start, rows.stop)] == list(range(61))
+    assert (cut[0].stop - cut[0].start) * tile.shape[1] * 4 == IN_CACHE
+    assert row_blocks(tile, 0) == [] and len(row_blocks(torch.empty(3, 2**20), 3)) == 3
+
+
+def test_rows_of_whole_pages_stand_a_line_apart() -> None:
+    for columns, stride in [(1023, 1023), (1024, 1040), (32768, 32784), (128256, 128256)]:
+        assert tiled(torch.empty(0), 3, columns).stride() == (stride, 1)
+    assert tiled(torch.empty(0, dtype=torch.float64), 3, 512).stride() == (520, 1)
+
+
+def test_a_large_buffer_asks_for_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this system has none")
+    buffer = on_huge_pages(torch.empty(2 * LARGE, dtype=torch.uint8))
+    assert "hg" in flags(buffer.data_ptr() + LARGE)
+    monkeypatch.delattr(pages, "_libc")
+    on_huge_pages(torch.empty(LARGE - 1, dtype=torch.uint8))
+
+
+def flags(address: int) -> list[str]:
+    """Of the mapping that holds an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        word, *rest = line.split()
+        if not word.endswith(":"):
+            begin, end = (int(one, 16) for one in word.split("-"))
+            inside = begin <= address < end
+        elif inside and word == "VmFlags:":
+            return rest
+    raise AssertionError("no mapping holds the address")
 
 
 def test_a_default_chunk_holds_at_least_256_rows_of_a_large_vocabulary() -> None:

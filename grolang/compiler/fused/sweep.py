@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,20 @@ from grolang.language.diagnostics import GroError
 
 from .head import Head, hidden_gradient, logits, products
 from .launch import RowKernel, reduced
+from .pages import on_huge_pages
 from .products import Precision, multiply, precision, spans
-from .rows import Rows, compact, errors, log_probabilities, probabilities, with_entropy
+from .rows import LN2, Rows, compact, errors, exponentials
 
 BUDGET = 256 * 2**20
 BUDGET_ON_GPU = 2**30
 """Bytes of logits that may live at once where the caller names none. On a GPU chunks must be some 1000 rows high, or
 the head's gradient in fp32, read and written once a chunk, takes longer than the products."""
 
-ROWS_ON_CPU = 1024
+ROWS_ON_CPU = 384
 """Rows of a chunk beyond which a CPU's matrix products gain nothing; elsewhere only the budget counts."""
+
+PAGE, LINE = 4096, 64
+"""Bytes: rows of whole pages fall on the same few lines of a CPU's cache, and its products lose a twentieth."""
 
 
 class Gradients(NamedTuple):
@@ -50,7 +55,7 @@ def zero_sums(head: Head, dtype: torch.dtype) -> Sums:
     def zeros(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or not parameter.requires_grad:
             return None
-        return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+        return on_huge_pages(torch.empty(parameter.shape, dtype=dtype, device=parameter.device)).zero_()
 
     return Sums(zeros(head.weight), zeros(head.bias))
 
@@ -107,15 +112,20 @@ class Sweep:
         self.hidden, self.head, self.targets, self.kernel = hidden, head, targets, kernel
         self.precise = precision(hidden, head.weight)
         height = max((chunk.stop - chunk.start for chunk in chunks), default=0)
-        self.tile = hidden.new_empty(height, head.vocabulary, dtype=self.precise.sums)
+        empty = hidden.new_empty(0, dtype=self.precise.sums)
+        self.tile = (
+            tiled(empty, height, head.vocabulary) if kernel is None else empty.new_empty(height, head.vocabulary)
+        )
         self.errors, self.slope = self.tile, None
         if kernel is not None:
             if self.precise.operands != self.precise.sums:
                 self.errors = torch.empty_like(self.tile, dtype=self.precise.operands)
         elif head.softcap is not None:
             self.slope = torch.empty_like(self.tile)
+        self.base2 = replace(head, temperature=head.temperature * LN2)
         self.logp = hidden.new_empty(len(hidden), dtype=self.precise.sums)
-        self.lse = torch.empty_like(self.logp)
+        self.lse, self.top = torch.empty_like(self.logp), torch.empty_like(self.logp)
+        self.total = torch.ones_like(self.logp)
         self.entropy = torch.empty_like(self.logp) if entropy else None
 
     def read(self, rows: slice) -> Tensor | None:
@@ -125,22 +135,19 @@ class Sweep:
         if self.kernel is not None:
             products(self.head, self._states(rows), tile)
             found, c = self.kernel(rows, self.head, tile, self.errors[:size], targets)
+            self._note(rows, found)
         else:
             slope = None if self.slope is None else self.slope[:size]
-            logits(self.head, self._states(rows), tile, slope)
-            found = probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets)
-            errors(tile, targets, found.logp, slope)
-        self._note(rows, found)
+            self._spread(rows, tile, slope)
+            errors(tile, targets, self.logp[rows], self.total[rows], slope)
         return c
 
     def read_log_probs(self, rows: slice) -> None:
         """Cheaper than `read`, and no `add` may follow."""
-        targets = self.targets[rows]
         if self.kernel is not None:
-            self._note(rows, reduced(self.hidden[rows], self.head, targets))
-            return
-        tile = logits(self.head, self._states(rows), self.tile[: len(targets)])
-        self._note(rows, log_probabilities(tile, targets) if self.entropy is None else with_entropy(tile, targets))
+            self._note(rows, reduced(self.hidden[rows], self.head, self.targets[rows]))
+        else:
+            self._spread(rows, self.tile[: rows.stop - rows.start], None)
 
     def add(self, rows: slice, coefficients: Tensor, d_hidden: Tensor, sums: Sums, kept: Tensor | None = None) -> None:
         """Add the gradients of −Σ c·logp over `rows`: to `sums`, and d_hidden [N, D].
@@ -152,7 +159,8 @@ class Sweep:
         order = compact(coefficients != 0, found)
         if len(order) == 0:
             return
-        places, c, found = order + rows.start, coefficients[order], found[: len(order)]
+        places, found = order + rows.start, found[: len(order)]
+        c = coefficients[order] / self.total[places]
         if found.dtype != self.precise.operands or sums.bias is not None:
             found = widened(found, self.tile)
         add_bias(found, c, self.head, sums.bias)
@@ -166,6 +174,12 @@ class Sweep:
     def _states(self, rows: slice) -> Tensor:
         return self.hidden[rows].to(self.precise.operands)
 
+    def _spread(self, rows: slice, tile: Tensor, slope: Tensor | None) -> None:
+        logits(self.base2, self._states(rows), tile, slope)
+        logp, top, total, entropy = exponentials(tile, self.targets[rows], self.entropy is not None)
+        self.top[rows], self.total[rows] = top, total
+        self._note(rows, Rows(logp, LN2 * top + total.log(), entropy))
+
     def _note(self, rows: slice, found: Rows) -> None:
         self.logp[rows], self.lse[rows] = found.logp, found.lse
         if self.entropy is not None and found.entropy is not None:
@@ -174,7 +188,18 @@ class Sweep:
 
 def widened(errors: Tensor, tile: Tensor) -> Tensor:
     """errors in the tile's dtype: copied into the tile where they are narrower."""
-    return errors if errors.dtype == tile.dtype else tile.view(-1)[: errors.numel()].view(errors.shape).copy_(errors)
+    return errors if errors.dtype == tile.dtype else tile[: len(errors)].copy_(errors)
+
+
+def tiled(like: Tensor, rows: int, columns: int) -> Tensor:
+    """[rows, columns] with their gaps, not filled."""
+    return on_huge_pages(like.new_empty(rows, columns + gap(like, columns)))[:, :columns]
+
+
+def gap(like: Tensor, columns: int) -> int:
+    """Numbers to leave out between the rows of a tile: a cache line on a CPU, where rows would be whole pages."""
+    pages = columns * like.itemsize % PAGE == 0
+    return LINE // like.itemsize if pages and like.device.type == "cpu" else 0
 
 
 def weighted(hidden: Tensor, c: Tensor, precise: Precision) -> Tensor:
