@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import grolang
@@ -39,6 +43,19 @@ def kernels(operand: str) -> list[tuple[str, Any, dict[str, str], dict[str, Any]
     return found
 
 
+def used(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of stack and local memory, where registers go that there are not enough of."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        said = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
 WEIGHED = [("grpo", "coefficient"), ("dpo", "weight")]
 
 
@@ -57,10 +74,14 @@ def main() -> None:
             }
             source = ASTSource(fn=function, signature=signature, constexprs=known, attrs=even)
             made = compiled(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.WARPS})
-            size, shared = len(made.asm["cubin"]), made.metadata.shared
+            shared, (registers, stack) = made.metadata.shared, used(made.asm["cubin"])
             assert "tf32" not in made.asm["ptx"], f"{name} rounds fp32 operands"
-            assert size and shared <= SHARED, f"{name}: {shared} bytes of shared memory"
-            sys.stdout.write(f"{name}, {operand}, sm_{capability}: {size} bytes, {shared} shared\n")
+            assert "lg2.approx" not in made.asm["ptx"], f"{name} takes logarithms that are wrong near 1"
+            assert shared <= SHARED, f"{name}: {shared} bytes of shared memory"
+            assert stack == 0, f"{name}: registers spill, {stack} bytes"
+            if name.startswith("rows"):
+                assert "ld.global.v4" in made.asm["ptx"], f"{name} reads numbers one by one"
+            sys.stdout.write(f"{name}, {operand}, sm_{capability}: {registers} registers, {shared} bytes shared\n")
 
 
 if __name__ == "__main__":
