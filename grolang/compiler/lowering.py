@@ -9,7 +9,7 @@ from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
 from grolang.compiler.verify import verified
 from grolang.language import ir
 from grolang.language.declarations import room_to_nest
-from grolang.language.scopes import AGGREGATED, REDUCED, Scope
+from grolang.language.scopes import REDUCED, Scope
 
 
 class Lowering:
@@ -188,15 +188,11 @@ class Lowering:
     def weight(self, steps: Iterable[ir.Step], scope: Scope) -> int:
         """The factor that an aggregation gives to each value of this scope, so that it is Σ weight · value.
 
-        A step over an axis that the scope does not have is skipped; `over sequences` of a group value counts it
-        once for each of its sequences (LANGUAGE.md, 6).
+        `over sequences` of a group value counts it once for each of its sequences (LANGUAGE.md, 6).
         """
-        build, left, weight = self.builder, scope, self.builder.number(1)
-        for step in steps:
+        build, weight = self.builder, self.builder.number(1)
+        for step, left, after in ir.taken(steps, scope):
             build.span = step.span
-            after = AGGREGATED[step.axis]
-            if left <= after:
-                continue
             if step.axis == "sequences" and left is Scope.GROUP:
                 weight = build.apply("multiply", weight, build.count(Scope.SEQUENCE, Scope.GROUP))
                 left = Scope.SEQUENCE
@@ -204,7 +200,6 @@ class Lowering:
                 weight = build.apply("divide", weight, build.count(left, after))
             if step.divisor is not None:
                 weight = build.apply("divide", weight, self._divisor(step.divisor))
-            left = after
         return weight
 
     def _divisor(self, divisor: float | str) -> int:

@@ -12,10 +12,10 @@ from grolang.compiler.standalone import PAIRED
 from grolang.explain.formula import Formula, Printer, unsigned
 from grolang.explain.notation import BIG, OPEN, PRODUCT, SUM, named
 from grolang.explain.steps import expression
+from grolang.language import ir
 from grolang.language.expressions import constant
 from grolang.language.facts import reads
-from grolang.language.ir import Argument, Call, Expr, Law, MethodIR, Named, Number, Observed, Parameter, Step, nodes
-from grolang.language.scopes import AGGREGATED, Scope, joined
+from grolang.language.scopes import Scope, joined
 
 _SHORT = 60  # characters of LaTeX that a factor may have in the first formula
 
@@ -49,7 +49,7 @@ class Estimator:
 class Writer:
     """Both spellings at once."""
 
-    def __init__(self, method: MethodIR, expanded: tuple[str, ...] = ()) -> None:
+    def __init__(self, method: ir.MethodIR, expanded: tuple[str, ...] = ()) -> None:
         self.method = method
         self.latex = Printer(method, True, expanded)
         self.text = Printer(method, False, expanded)
@@ -58,7 +58,7 @@ class Writer:
     def __call__(self, write: Callable[[Printer], str]) -> Formula:
         return Formula.of(write(self.latex), write(self.text))
 
-    def exchange(self, name: str, expr: Expr) -> tuple[Formula, Formula]:
+    def exchange(self, name: str, expr: ir.Expr) -> tuple[Formula, Formula]:
         """An observable and its stand-in, as in `when NAME = EXPR` of a law."""
         return self(lambda printer: printer.observed(name, expr.scope)), self(lambda printer: printer.of(expr))
 
@@ -76,15 +76,15 @@ class Writer:
 class Components:
     """The estimator's parts as expressions, names that only stand for another name followed to the end."""
 
-    z: Expr
-    omega: Expr
-    upsilon: Expr
-    advantage: Expr
-    credit: Expr
-    penalty: Expr
+    z: ir.Expr
+    omega: ir.Expr
+    upsilon: ir.Expr
+    advantage: ir.Expr
+    credit: ir.Expr
+    penalty: ir.Expr
 
 
-def components(method: MethodIR) -> Components:
+def components(method: ir.MethodIR) -> Components:
     """The parts of a method's estimator (LANGUAGE.md, 2)."""
     definitions = method.definitions
     parts = {name: followed(named_as(name, method), method) for name in ("measure", "anchor", "alpha", "credit")}
@@ -102,47 +102,47 @@ def components(method: MethodIR) -> Components:
     )
 
 
-def named_as(name: str, method: MethodIR) -> Expr:
+def named_as(name: str, method: ir.MethodIR) -> ir.Expr:
     """A definition as an expression mentions it."""
     body = method.definitions[name].body
-    return Named(scope=body.scope, live=body.live, span=body.span, name=name)
+    return ir.Named(scope=body.scope, live=body.live, span=body.span, name=name)
 
 
-def followed(expr: Expr, method: MethodIR) -> Expr:
+def followed(expr: ir.Expr, method: ir.MethodIR) -> ir.Expr:
     """What a name stands for, as long as that is another name or a single value: `reward = label` is the label.
 
     What a pair's other response has, and `alpha` where it is a product, count as short too.
     """
-    while isinstance(expr, Named):
+    while isinstance(expr, ir.Named):
         body = plain_body(expr.name, method)
-        short = isinstance(body, (Number, Parameter, Observed, Named))
-        moved = isinstance(body, Call) and body.function in ("opposite",) and isinstance(body.arguments[0], Named)
-        scaled = expr.name == "alpha" and isinstance(body, Call) and body.function == "multiply"
+        short = isinstance(body, (ir.Number, ir.Parameter, ir.Observed, ir.Named))
+        moved = isinstance(body, ir.Call) and body.function in ("opposite",) and isinstance(body.arguments[0], ir.Named)
+        scaled = expr.name == "alpha" and isinstance(body, ir.Call) and body.function == "multiply"
         if not (short or moved or scaled):
             return expr
         expr = body
     return expr
 
 
-def plain_body(name: str, method: MethodIR) -> Expr:
+def plain_body(name: str, method: ir.MethodIR) -> ir.Expr:
     """A definition's body; of the default advantage, reward − baseline, the reward alone where the baseline is 0."""
     definition = method.definitions[name]
     body = definition.body
-    if not definition.given and isinstance(body, Call) and body.function == "subtract":
+    if not definition.given and isinstance(body, ir.Call) and body.function == "subtract":
         first, second = body.arguments
         return first if constant(followed(second, method)) == 0 else body
     return body
 
 
-def _call(function: str, *arguments: Expr) -> Call:
+def _call(function: str, *arguments: ir.Expr) -> ir.Call:
     scope = joined(*(argument.scope for argument in arguments))
-    return Call(scope=scope, span=arguments[0].span, function=function, arguments=arguments)
+    return ir.Call(scope=scope, span=arguments[0].span, function=function, arguments=arguments)
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------
 
 
-def estimator(method: MethodIR) -> Estimator:
+def estimator(method: ir.MethodIR) -> Estimator:
     """The formulas of a method. What stands in `[…]^sg` is a number: no gradient flows through it."""
     write, parts = Writer(method), components(method)
     whole = write(lambda printer: _gradient(printer, parts))
@@ -187,7 +187,7 @@ def _factors(printer: Printer, parts: Components) -> list[tuple[str, bool]]:
     """κ, ω and υ, each with whether it depends on the current policy; what is 1 is left out."""
     method, found = printer.method, list[tuple[str, bool]]()
 
-    def live(*expressions: Expr) -> bool:
+    def live(*expressions: ir.Expr) -> bool:
         mentions = set().union(*(reads(expr, method) for expr in expressions))
         return bool(mentions & {("observed", "logp"), ("observed", "entropy")})
 
@@ -196,25 +196,25 @@ def _factors(printer: Printer, parts: Components) -> list[tuple[str, bool]]:
     if constant(parts.omega) != 1:
         flows = live(parts.omega, parts.z) if argues(parts.omega) else live(parts.omega)
         found.append((_applied(printer, "omega", _z(printer, parts)), flows))
-    if constant(parts.advantage) != 1 or not isinstance(parts.upsilon, Argument):
+    if constant(parts.advantage) != 1 or not isinstance(parts.upsilon, ir.Argument):
         found.append((_applied(printer, "upsilon", printer.of(parts.advantage, PRODUCT)), live(parts.advantage)))
     return found
 
 
 def _z(printer: Printer, parts: Components) -> str:
     """The argument of ω: its sign, or itself where it is a single name."""
-    return printer.of(parts.z) if isinstance(parts.z, Named) else printer.symbol("z", parts.z.scope)
+    return printer.of(parts.z) if isinstance(parts.z, ir.Named) else printer.symbol("z", parts.z.scope)
 
 
-def argues(body: Expr) -> bool:
+def argues(body: ir.Expr) -> bool:
     """Whether the body of ω or υ uses its argument."""
-    return any(isinstance(node, Argument) for node in nodes(body))
+    return any(isinstance(node, ir.Argument) for node in ir.nodes(body))
 
 
 def _applied(printer: Printer, name: str, argument: str) -> str:
     """ω or υ of its argument: written out where it is short, else by its name."""
     body = printer.method.functions[name].body
-    if isinstance(body, Argument):
+    if isinstance(body, ir.Argument):
         return argument
     arguments = {name: argument}
     shown = Printer(printer.method, True, arguments=arguments, legend={}).of(body, PRODUCT)
@@ -226,18 +226,15 @@ def _applied(printer: Printer, name: str, argument: str) -> str:
     return rf"{sign}\left({argument}\right)" if printer.latex else f"{sign}({argument})"
 
 
-def sums(printer: Printer, steps: Iterable[Step], scope: Scope) -> str:
+def sums(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> str:
     """An aggregation as sums and shares in front of a value of this scope, the last step outermost."""
-    text, left = "", scope
-    for step in steps:
-        after = AGGREGATED[step.axis]
-        if left <= after:
-            continue
-        text, left = _sum(printer, step, left) + text, after
+    text = ""
+    for step, left, _ in ir.taken(steps, scope):
+        text = _sum(printer, step, left) + text
     return text
 
 
-def _sum(printer: Printer, step: Step, left: Scope) -> str:
+def _sum(printer: Printer, step: ir.Step, left: Scope) -> str:
     sigma, member = (r"\sum", r" \in ") if printer.latex else ("Σ", "∈")
     domains, count = _domain(printer, step.axis, left)
     text = "".join(printer.under(sigma, domain.replace("∈", member)) for domain in domains)
@@ -266,7 +263,7 @@ def _domain(printer: Printer, axis: str, left: Scope) -> tuple[list[str], str]:
             return ["g"], "G"
 
 
-def _divisor(printer: Printer, step: Step) -> list[str]:
+def _divisor(printer: Printer, step: ir.Step) -> list[str]:
     if step.divisor is None:
         return []
     if isinstance(step.divisor, str):
@@ -306,23 +303,19 @@ def _coefficient(printer: Printer, parts: Components) -> str:
     return f"{head}{product}{sign}{_weight(printer, method.aggregate, scope)}{printer.of(body, BIG)}"
 
 
-def _weight(printer: Printer, steps: Iterable[Step], scope: Scope) -> str:
+def _weight(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> str:
     """The factor that an aggregation gives to each value of this scope."""
-    left, counts, times = scope, list[str](), ""
-    for step in steps:
-        after = AGGREGATED[step.axis]
-        if left <= after:
-            continue
+    counts, times = list[str](), ""
+    for step, left, _ in ir.taken(steps, scope):
         if step.axis == "sequences" and left is Scope.GROUP:
             times = printer.size("g") + (r"\," if printer.latex else "·")
         if step.function == "mean":
             counts.append(_domain(printer, step.axis, left)[1])
         counts += _divisor(printer, step)
-        left = after
     return (printer.share(counts[::-1]) if counts else "") + times
 
 
-def slope(method: MethodIR, penalty: Expr) -> Expr | None:
+def slope(method: ir.MethodIR, penalty: ir.Expr) -> ir.Expr | None:
     """−∂P/∂log π at a token, as an expression; None where it reaches beyond its own completion, or has no word."""
     if penalty.scope < Scope.SEQUENCE:
         return None
@@ -344,7 +337,7 @@ def slope(method: MethodIR, penalty: Expr) -> Expr | None:
 # --- losses and names ----------------------------------------------------------------------------------------------
 
 
-def _loss(law: Law) -> Callable[[Printer], str]:
+def _loss(law: ir.Law) -> Callable[[Printer], str]:
     """L = …, as a law states it."""
     assert law.body is not None
     body, scope = law.body, law.body.scope
@@ -365,7 +358,7 @@ def _where(write: Writer, parts: Components) -> tuple[Formula, ...]:
     for name in ("omega", "upsilon"):
         if name in write.latex.mentioned:
             lines.append(write(_function(name)))
-    if argues(parts.omega) and not isinstance(parts.z, Named):
+    if argues(parts.omega) and not isinstance(parts.z, ir.Named):
         lines.append(write(lambda printer: f"{_z(printer, parts)} = {printer.of(parts.z)}"))
     return (*lines, *_definitions(write))
 
@@ -377,7 +370,7 @@ def _definitions(write: Writer) -> Iterator[Formula]:
         yield write(_definition(waiting[0], write.method))
 
 
-def _definition(name: str, method: MethodIR) -> Callable[[Printer], str]:
+def _definition(name: str, method: ir.MethodIR) -> Callable[[Printer], str]:
     """`name = …`"""
     scope, body = method.definitions[name].body.scope, plain_body(name, method)
     return lambda printer: f"{printer.symbol(name, scope)} = {printer.of(body)}"

@@ -14,7 +14,7 @@ from grolang.explain.estimator import Writer, components
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.expressions import constant
 from grolang.language.facts import Facts
-from grolang.language.ir import Argument, FunctionDefinition, Law, MethodIR, Step
+from grolang.language.ir import Argument, FunctionDefinition, Law, MethodIR
 
 _MOVES = {"+": "rising", "-": "falling", "=": "constant"}
 
@@ -136,12 +136,3 @@ def cost(method: MethodIR) -> tuple[tuple[str, str], ...]:
     if needed.old_scope != needed.scope:
         rows.append(("in the first update", KNOWN[needed.old_scope]))
     return tuple(rows)
-
-
-def aggregation(steps: Iterable[Step]) -> str:
-    """An aggregation as its author wrote it."""
-    words = []
-    for step in steps:
-        divisor = step.divisor if isinstance(step.divisor, str) or step.divisor is None else f"{step.divisor:g}"
-        words.append(f"{step.function} over {step.axis}" + (f" / {divisor}" if divisor is not None else ""))
-    return ", ".join(words)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from grolang.explain.document import Block, Document, Items, Link, Paragraph, Section, Table, Words
 from grolang.explain.estimator import Writer, argues, components, plain_body
-from grolang.explain.facts import aggregation, bias, requirements
+from grolang.explain.facts import bias, requirements
 from grolang.explain.formula import Formula, Printer
 from grolang.explain.notation import ATOM, OPEN, PRODUCT, SUM
 from grolang.language import library
@@ -57,7 +57,7 @@ def row(method: MethodIR, findings: Sequence[Diagnostic]) -> Row:
         advantage=write(_advantage),
         needs=", ".join(requirements(method).words) or "–",
         bias=bias(method, findings).word,
-        aggregation=aggregation(method.aggregate),
+        aggregation=", ".join(step.text for step in method.aggregate),
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from grolang.language.intervals import Interval
-from grolang.language.scopes import Scope
+from grolang.language.scopes import AGGREGATED, Scope
 from grolang.language.source import Span
 
 
@@ -131,6 +131,12 @@ class Step(Frozen):
     divisor: float | str | None
     span: Span
 
+    @property
+    def text(self) -> str:
+        """As its author wrote it."""
+        divisor = f" / {self.divisor:g}" if isinstance(self.divisor, float) else f" / {self.divisor}"
+        return f"{self.function} over {self.axis}" + ("" if self.divisor is None else divisor)
+
 
 class Report(Frozen):
     name: str
@@ -179,6 +185,18 @@ class MethodIR(Frozen):
     @property
     def grouped(self) -> bool:
         return "preference" in self.data or "prompts" in self.data
+
+
+def taken(steps: Iterable[Step], scope: Scope) -> Iterator[tuple[Step, Scope, Scope]]:
+    """The steps that a value of this scope takes, each with the scope before it and the one after it.
+
+    A step over an axis that the scope does not have is skipped (LANGUAGE.md, 6).
+    """
+    for step in steps:
+        after = AGGREGATED[step.axis]
+        if scope > after:
+            yield step, scope, after
+            scope = after
 
 
 def nodes(expr: Expr, definitions: Mapping[str, Definition | None] | None = None) -> Iterator[Expr]:

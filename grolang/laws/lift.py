@@ -307,13 +307,4 @@ def _times(made: Parts, factor: sympy.Expr) -> Parts:
 
 def _words(steps: Sequence[ir.Step], scope: Scope) -> list[str]:
     """The steps that a value of this scope takes, as text."""
-    skipped = {Scope.SEQUENCE: ("tokens",), Scope.GROUP: ("tokens", "group")}.get(scope, ())
-    return [
-        f"{step.function} over {step.axis}" + (f" / {_divisor(step.divisor)}" if step.divisor is not None else "")
-        for step in steps
-        if step.axis not in skipped
-    ]
-
-
-def _divisor(divisor: float | str) -> str:
-    return divisor if isinstance(divisor, str) else f"{divisor:g}"
+    return [step.text for step, _, _ in ir.taken(steps, scope)]

@@ -90,13 +90,6 @@ MUTANTS: tuple[Mutant, ...] = (
             ORACLE,
         ),
         (
-            "penalty_skips_wrong_steps",
-            "a penalty takes a step over an axis that it does not have",
-            "if left <= after:",
-            "if left < after:",
-            f"{ORACLE} {RANDOM}",
-        ),
-        (
             "group_penalty_counted_once",
             "`over sequences` counts a group's penalty once, not once for each sequence",
             'if step.axis == "sequences" and left is Scope.GROUP:',
@@ -638,6 +631,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_rows(
         "grolang/language/ir.py",
+        (
+            "penalty_skips_wrong_steps",
+            "a penalty takes a step over an axis that it does not have",
+            "if scope > after:",
+            "if scope >= after:",
+            f"{ORACLE} {RANDOM}",
+        ),
         (
             "losses_summed",
             "a loss per sequence is summed, not averaged",
