@@ -287,16 +287,13 @@ class Elaborator:
             return self._any(tree, trees)
         if isinstance(axis, Token):
             return self._reduction(tree, word, name, trees, axis)
-        if name in NAMED and name in REDUCTIONS and len(trees) == 1:
+        if name in REDUCTIONS and (name not in NAMED or len(trees) == 1):
             self._without_axis(word, trees[0])
             return None
         if name in NAMED:
             if not self._counted(word, len(trees), NAMED[name].arguments):
                 return None
             return self._apply(name, trees, self._span(tree))
-        if name in REDUCTIONS:
-            self._without_axis(word, trees[0])
-            return None
         if name in FORMS:
             if not self._counted(word, len(trees), FORMS[name].arguments):
                 return None
@@ -400,15 +397,14 @@ class Elaborator:
             self._axis = before
 
     def _no_axis(self, word: Token, tree: Tree[Token], value: ir.Expr, axis: str) -> None:
-        verb = {"max": "take the largest of", "min": "take the smallest of", "quantile": "take a quantile of"}
+        verbs = {"sum": "sum", "max": "take the largest of", "min": "take the smallest of"}
+        action = (verbs | {"quantile": "take a quantile of"}).get(str(word), f"take the {word} of")
         what = {"tokens": "tokens", "group": "the group", "others": "the others", "batch": "the batch"}[axis]
-        action = "to sum" if word == "sum" else verb.get(str(word), f"to take the {word} of").removeprefix("to ")
-        action = action if action.startswith("to ") else f"to {action}"
         example = "a token value such as `logp`" if axis == "tokens" else "a sequence value such as a score"
         act = "sum" if word == "sum" else "reduce"
         self.findings.add(
             "E301",
-            f"nothing {action} over {what}: `{self._text(tree)}` {value.scope.phrase}",
+            f"nothing to {action} over {what}: `{self._text(tree)}` {value.scope.phrase}",
             self._span(tree),
             label=value.scope.word,
             help=f"write `{self._text(tree)}`, or {act} {example}",

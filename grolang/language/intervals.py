@@ -29,6 +29,16 @@ class Interval:
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
     @property
+    def bottom(self) -> tuple[float, bool]:
+        """The lower end; of two, the smaller one reaches further."""
+        return self.low, self.low_open
+
+    @property
+    def top(self) -> tuple[float, bool]:
+        """The upper end; of two, the larger one reaches further."""
+        return self.high, not self.high_open
+
+    @property
     def point(self) -> float | None:
         """The one value, where there is only one."""
         return self.low if self.low == self.high else None
@@ -67,30 +77,20 @@ def exactly(x: float) -> Interval:
     return Interval(x, x)
 
 
-_End = tuple[float, bool]  # a bound and whether it is open
-
-
-def _lowest(ends: list[_End]) -> _End:
-    return min(ends, key=lambda end: (end[0], end[1]))
-
-
-def _highest(ends: list[_End]) -> _End:
-    return max(ends, key=lambda end: (end[0], not end[1]))
+def _between(bottom: tuple[float, bool], top: tuple[float, bool]) -> Interval:
+    return Interval(bottom[0], top[0], bottom[1], not top[1])
 
 
 def hull(*parts: Interval) -> Interval:
     """The smallest interval around all of them."""
-    low, high = (_lowest([(p.low, p.low_open) for p in parts]), _highest([(p.high, p.high_open) for p in parts]))
-    return Interval(low[0], high[0], low[1], high[1])
+    return _between(min(part.bottom for part in parts), max(part.top for part in parts))
 
 
 def meet(a: Interval, b: Interval) -> Interval:
     """What both allow. Where they exclude each other the first is kept: such a branch is never taken."""
-    low, low_open = max((a.low, a.low_open), (b.low, b.low_open))
-    high, not_open = min((a.high, not a.high_open), (b.high, not b.high_open))
-    if low > high or (low == high and (low_open or not not_open)):
-        return a
-    return Interval(low, high, low_open, not not_open)
+    both = _between(max(a.bottom, b.bottom), min(a.top, b.top))
+    empty = both.low > both.high or (both.point is not None and both.point not in both)
+    return a if empty else both
 
 
 def negated(a: Interval) -> Interval:
@@ -107,8 +107,11 @@ def added(a: Interval, b: Interval) -> Interval:
     )
 
 
-def _product(a: _End, b: _End) -> _End:
-    """0 · ∞ is 0 here: the ends stand for finite values as near as one likes."""
+def _product(a: tuple[float, bool], b: tuple[float, bool]) -> tuple[float, bool]:
+    """Of two ends, each a bound and whether it is open.
+
+    0 · ∞ is 0 here: the ends stand for finite values as near as one likes.
+    """
     if (a[0] == 0 and not a[1]) or (b[0] == 0 and not b[1]):
         return 0.0, False
     if a[0] == 0 or b[0] == 0:
@@ -122,8 +125,7 @@ def multiplied(a: Interval, b: Interval) -> Interval:
         for x in ((a.low, a.low_open), (a.high, a.high_open))
         for y in ((b.low, b.low_open), (b.high, b.high_open))
     ]
-    (low, low_open), (high, high_open) = _lowest(ends), _highest(ends)
-    return Interval(low, high, low_open, high_open)
+    return _between(min(ends), max((bound, not is_open) for bound, is_open in ends))
 
 
 def inverted(a: Interval) -> Interval:
@@ -167,20 +169,15 @@ def absolute(a: Interval) -> Interval:
         return a
     if a.nonpositive:
         return negated(a)
-    high = max((-a.low, not a.low_open), (a.high, not a.high_open))
-    return Interval(0, high[0], False, not high[1])
+    return _between((0, False), max(negated(a).top, a.top))
 
 
 def least(a: Interval, b: Interval) -> Interval:
-    low, high = (
-        min((a.low, a.low_open), (b.low, b.low_open)),
-        min((a.high, not a.high_open), (b.high, not b.high_open)),
-    )
-    return Interval(low[0], high[0], low[1], not high[1])
+    return _between(min(a.bottom, b.bottom), min(a.top, b.top))
 
 
 def greatest(a: Interval, b: Interval) -> Interval:
-    return negated(least(negated(a), negated(b)))
+    return _between(max(a.bottom, b.bottom), max(a.top, b.top))
 
 
 def clipped(x: Interval, low: Interval, high: Interval) -> Interval:
