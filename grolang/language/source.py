@@ -11,7 +11,8 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
-_COMMENT = re.compile(r"(?<!\")#[^\n]*")
+#: texts, as a group of their own, and comments
+QUIET = re.compile(r'("(?:[^"\\\n]|\\.)*")|#[^\n]*')
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Source:
 
     def quoted(self, span: Span) -> str:
         """The text of a span on one line, without its comments."""
-        return " ".join(_COMMENT.sub("", self.text[span.start : span.end]).split())
+        return " ".join(QUIET.sub(lambda found: found[1] or "", self.text[span.start : span.end]).split())
 
     def line(self, number: int) -> str:
         """The text of a line (counted from 1), without its end."""

@@ -11,7 +11,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from grolang.language.findings import Findings, suggested
 from grolang.language.functions import BINARY
-from grolang.language.source import Source, Span, statements
+from grolang.language.source import QUIET, Source, Span, statements
 from grolang.language.tables import load
 
 MAX_BYTES = 256 * 1024
@@ -75,7 +75,6 @@ def parser() -> Lark:
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_QUIET = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*')  # texts and comments
 _DECLARES = re.compile(r"(?:(?:param|score)\s+)?(\w+)")
 
 
@@ -132,7 +131,7 @@ _SMALLER = "split the method, or simplify it"
 
 def _too_much(text: str, span: Span) -> tuple[str, Span] | None:
     """What a statement has more of than the language allows, and the place to show."""
-    text, first = _QUIET.sub(" ", text), span.model_copy(update={"end": span.start + 1})
+    text, first = QUIET.sub(" ", text), span.model_copy(update={"end": span.start + 1})
     depth = digits = 0
     prefix = 0  # a run of unary minus, `not`, `^` or `else` nests as deeply as parentheses do
     for word in text.replace("(", " ( ").replace(")", " ) ").replace("-", " - ").replace("^", " ^ ").split():

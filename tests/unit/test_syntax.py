@@ -14,7 +14,7 @@ from hypothesis.extra.lark import from_lark
 from grolang.language import library, tables
 from grolang.language.checker import Checked, check
 from grolang.language.diagnostics import as_json, render
-from grolang.language.source import Source, statements
+from grolang.language.source import Source, Span, statements
 from grolang.language.syntax import MAX_BYTES, MAX_STATEMENTS, parser, wording
 
 START = "method m\ndata prompts\nscore r = exact_match\nreward = r\n"
@@ -31,6 +31,12 @@ def checked(text: str) -> Checked:
     as_json(found.findings, found.sources)
     assert time.process_time() - start < SECONDS
     return found
+
+
+def test_a_quoted_statement_loses_its_comments_and_keeps_its_texts() -> None:
+    text = 'param beta = 0.1  # of "DPO"\n  "the #1 knob" # and more'
+    shown = Source("any.gro", text).quoted(Span(file="any.gro", start=0, end=len(text)))
+    assert shown == 'param beta = 0.1 "the #1 knob"'
 
 
 def test_every_state_of_the_parser_has_a_wording_without_names_of_terminals() -> None:
