@@ -1,6 +1,7 @@
-"""transformers' `generate` against its continuous batching, on the embedded model: `python benchmarks/engines.py`.
+"""transformers' `generate`, its continuous batching and, where it is installed, vLLM: `python benchmarks/engines.py`.
 
-CPU seconds of the process for the same prompts, the least of three rounds after one that is not counted.
+The embedded model. CPU seconds of the process for the same prompts, the least of three rounds after one that is not
+counted.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
 from grolang.runtime import defaults
+from grolang.runtime.engines import Policy
+from grolang.runtime.launch import resolve
 from grolang.runtime.policy import load_model, load_tokenizer
 from grolang.runtime.sampling import Generate, Sampling
+from grolang.runtime.vllm_engine import Beside
 
 PROMPTS, LIMIT, ROUNDS = 64, 48, 3
 
@@ -48,9 +53,16 @@ def main() -> None:
     def continuous() -> int:
         return sum(len(one.generated_tokens) for one in model.generate_batch(prompts, config).values())
 
-    for name, work in (("generate", batch), ("continuous", continuous)):
+    def show(name: str, work: Callable[[], int]) -> None:
         seconds, tokens = least(work)
         print(f"{name}: {seconds:.2f} s for {tokens} tokens")  # noqa: T201  # a benchmark prints
+
+    show("generate", batch)
+    show("continuous", continuous)
+    if find_spec("vllm") is not None:  # last, since it changes how this process uses threads
+        _, settings = resolve({"method": "rloo", "engine": "vllm", "engine_memory": 0.05})
+        draw = Beside(Policy(model), path, settings, 512, torch.float32)
+        show("vllm", lambda: sum(len(one.ids) for one in draw(prompts, list(range(PROMPTS)), how)))
 
 
 if __name__ == "__main__":
