@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ def batch(pairs: bool) -> grolang.Batch:
         "entropy": (1 + (ROW * SLOT) % 5) / 2,
     }
     other = MASK.flip(1)
+    shown: dict[str, Any] = {name: hidden(x, MASK) for name, x in logps.items()}
+    there: dict[str, Any] = {name: hidden(x.flip(0), other) for name, x in logps.items()}
     group = torch.tensor([4, 4, 9, 3, 9, 5, 5] if pairs else [4, 9, 4, 9, 9, 4, 9])
     greedy = {"r": 0.75, "s": 0.5, "len_ok": 1.0}
     return grolang.Batch(
@@ -50,8 +53,8 @@ def batch(pairs: bool) -> grolang.Batch:
             "len_ok": rows(1, 0, 0, 9, 1, 1, 0),
         },
         greedy_scores={name: torch.where(group == 4, x, -x / 2) for name, x in greedy.items()},
-        mismatched=grolang.Batch(mask=other, **{name: hidden(x.flip(0), other) for name, x in logps.items()}),
-        **{name: hidden(x, MASK) for name, x in logps.items()},
+        mismatched=grolang.Batch(mask=other, **there),
+        **shown,
     )
 
 
