@@ -135,14 +135,17 @@ class Engine:
     def cut(
         self, pairs: Sequence[Pair], groups: Sequence[int] | None = None, rows: Sequence[int] | None = None
     ) -> Split:
-        """The micro-batches of this process, of these rows; without groups each sequence is one of its own."""
+        """The micro-batches of this process, of these rows; without groups each sequence is one of its own.
+
+        Where the policy is sharded every process has as many, and one at least.
+        """
         accelerator = self.accelerator
         rows = range(len(pairs)) if rows is None else rows
         groups = rows if groups is None else [groups[row] for row in rows]
         lengths = [sum(map(len, pairs[row])) for row in rows]
         cut = split(groups, lengths, self.micro_batch, accelerator.num_processes, accelerator.process_index)
         parts = tuple(tuple(rows[at] for at in part) for part in cut.parts if part or self.sharded)
-        return replace(cut, parts=parts)
+        return replace(cut, parts=(parts or ((),)) if self.sharded else parts)
 
     def prepare(self, samples: Sequence[Sample]) -> Step:
         """Buffers of the step; reference log-probs and crossed pairs where the method needs them."""
@@ -185,8 +188,8 @@ class Engine:
         return step.filled(found)
 
     def _dead(self, batch: Batch) -> tuple[bool, ...]:
-        """Sequences that need not be run; a sharded model is run on all, since its processes move together."""
-        if self.sharded or self.every:
+        """Sequences that need not be run."""
+        if self.every:
             return ()
         try:
             return tuple(self.method.dead(batch).tolist())
