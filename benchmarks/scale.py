@@ -1,4 +1,8 @@
-"""How the cost of the compiled loss grows: `python benchmarks/scale.py [--json scale.json]`.
+"""How the cost of the compiled loss grows.
+
+    python benchmarks/scale.py
+    python benchmarks/scale.py --only rows --rows 1024 4096 16384 --hidden 4096
+    python benchmarks/scale.py --only vocabulary --vocabulary 32768 131072 262144
 
 One setting is changed at a time: tokens, vocabulary, completions of a prompt, token slots of a sequence, the share of
 groups whose rewards are all equal, and the share of slots that hold a token. Seconds of loss and gradients, least of
@@ -53,13 +57,16 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--method", default="grpo")
     made.add_argument("--hidden", type=int, default=512)
-    made.add_argument("--json")
+    for name, values in CHANGES.items():
+        made.add_argument(f"--{name.replace('_', '-')}", type=type(values[0]), nargs="+", default=values)
+    made.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), help="what is changed")
+    made.add_argument("--json", help="write the numbers here")
     args = made.parse_args()
     middle = seconds(args.method, args.hidden, MIDDLE)
     table = Table("changed", "to", "seconds", "against", title=f"{args.method}, D {args.hidden}, else {MIDDLE}")
     rows = []
-    for name, values in CHANGES.items():
-        for value in values:
+    for name in args.only:
+        for value in getattr(args, name):
             found = seconds(args.method, args.hidden, MIDDLE | {name: value})
             rows.append({"changed": name, "to": value, "seconds": found, "against": found / middle})
             table.add_row(name, f"{value:g}", f"{found:.2f}", f"{found / middle:.2f}")

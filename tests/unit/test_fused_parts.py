@@ -32,6 +32,13 @@ def test_chunks_are_even_and_within_the_limit() -> None:
         assert not sizes or (max(sizes) <= max(1, most) and max(sizes) - min(sizes) <= 1)
 
 
+def test_a_chunk_that_converts_the_head_is_higher() -> None:
+    for dtype, count in [(torch.float32, 11), (torch.bfloat16, 4), (torch.float16, 4)]:
+        assert len(row_chunks(torch.empty(4096, 2, dtype=dtype), Head(torch.empty(64, 2, dtype=dtype)), None)) == count
+    with torch.device("meta"):
+        assert len(row_chunks(torch.empty(4096, 2), Head(torch.empty(64, 2)), None)) == 1
+
+
 def test_row_work_goes_by_blocks_that_a_cache_holds() -> None:
     with torch.device("meta"):
         gpu = torch.empty(33, 128)

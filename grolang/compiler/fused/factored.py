@@ -16,7 +16,7 @@ from .products import spans
 from .recompute import add_recomputed
 from .rows import Rows
 from .single import Pass
-from .sweep import FROZEN, ROWS_ON_CPU, Sums, Sweep, finished, row_limit, zero_sums
+from .sweep import FROZEN, Sums, Sweep, chunk_limit, finished, row_limit, zero_sums
 
 Scale = Callable[[slice, Tensor, Tensor | None], Tensor]
 
@@ -56,7 +56,7 @@ def factored_pass(
     are w, or 1 where there are no weights.
     """
     most = row_limit(hidden, head, budget)
-    soft = min(most, ROWS_ON_CPU) if hidden.device.type == "cpu" else most
+    soft = chunk_limit(hidden, head, budget)
     packs = pack(unit_slices(unit), soft)
     cuts: dict[int, list[list[slice]]] = {}  # of a pack larger than the tile: the pieces of each of its parts
     for rows in packs:

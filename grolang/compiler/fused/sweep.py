@@ -22,8 +22,9 @@ BUDGET_ON_GPU = 2**30
 """Bytes of logits that may live at once where the caller names none. On a GPU chunks must be some 1000 rows high, or
 the head's gradient in fp32, read and written once a chunk, takes longer than the products."""
 
-ROWS_ON_CPU = 384
-"""Rows of a chunk beyond which a CPU's matrix products gain nothing; elsewhere only the budget counts."""
+ROWS_ON_CPU, ROWS_CONVERTED = 384, 1024
+"""Rows of a chunk beyond which a CPU's matrix products gain nothing, and where each chunk converts the head to fp32;
+elsewhere only the budget counts."""
 
 PAGE, LINE = 4096, 64
 """Bytes: rows of whole pages fall on the same few lines of a CPU's cache, and its products lose a twentieth."""
@@ -87,8 +88,16 @@ def bytes_per_logit(head: Head, precise: Precision) -> int:
 
 
 def row_chunks(hidden: Tensor, head: Head, budget: int | None) -> list[slice]:
+    return spans(len(hidden), chunk_limit(hidden, head, budget))
+
+
+def chunk_limit(hidden: Tensor, head: Head, budget: int | None) -> int:
+    """Rows that a chunk should have at most."""
     most = row_limit(hidden, head, budget)
-    return spans(len(hidden), min(most, ROWS_ON_CPU) if hidden.device.type == "cpu" else most)
+    if hidden.device.type != "cpu":
+        return most
+    converted = head.weight.dtype != precision(hidden, head.weight).operands
+    return min(most, ROWS_CONVERTED if converted else ROWS_ON_CPU)
 
 
 class Sweep:
