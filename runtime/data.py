@@ -10,8 +10,8 @@ import json
 import lzma
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -52,20 +52,22 @@ class Rows:
 
     name: str
     dataset: datasets.Dataset
+    change: Callable[[Record], Record] | None = None  # from a row as it is written to one in the columns of its kind
+    added: tuple[str, ...] = ()  # columns that this gives
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Record:
         record: Record = self.dataset[index]
-        return record
+        return record if self.change is None else self.change(record)
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(self.dataset)
+        return iter(self.dataset) if self.change is None else map(self.change, self.dataset)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(self.dataset.column_names)
+        return tuple(dict.fromkeys([*self.dataset.column_names, *self.added]))
 
     def place(self, index: int) -> str:
         """Where a row stands, as a person finds it: the line of a JSONL file, else the row counted from 1."""
@@ -270,6 +272,42 @@ def broken_line(path: Path) -> str | None:
 def _kind(value: object) -> str:
     names = {bool: "true or false", str: "text", dict: "an object", list: "a list"}
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else "nothing")
+
+
+def with_prompts(rows: Rows, kind: str) -> Rows:
+    """Conversations in TRL's two other forms, in the columns of the kind.
+
+    `messages` are a demonstration: the last one is the completion, an assistant's, what is before it the prompt. Pairs
+    without a prompt of messages have the prompt that both conversations begin with. Other rows are given as they are.
+    """
+    first, columns, change = rows[0], {*rows.columns}, None
+    whole = all(is_conversation(first.get(name)) for name in ("chosen", "rejected"))
+    if kind == "demonstrations" and "messages" in columns and not {"prompt", "completion"} & columns:
+        change, wanted = _last_message, "messages that end with an assistant's"
+    elif kind == "preference" and whole and ("prompt" not in columns or isinstance(first["prompt"], str)):
+        change = _common_messages
+        wanted = "`chosen` and `rejected` that begin with the same messages and end with others"
+    if change is None:
+        return rows
+    refuse(rows, [(at, f"expected {wanted}") for at, row in enumerate(rows) if not change(row)["prompt"]])
+    return replace(rows, change=change, added=COLUMNS[kind])
+
+
+def _last_message(record: Record) -> Record:
+    said = record["messages"]
+    whole = is_conversation(said) and said[-1]["role"] == "assistant"
+    return {**record, "prompt": said[:-1] if whole else [], "completion": said[-1:] if whole else []}
+
+
+def _common_messages(record: Record) -> Record:
+    sides = [record["chosen"], record["rejected"]]
+    if not all(map(is_conversation, sides)):
+        return {**record, "prompt": []}
+    count = 0
+    while count + 1 < min(map(len, sides)) and sides[0][count] == sides[1][count]:
+        count += 1
+    chosen, rejected = (side[count:] for side in sides)
+    return {**record, "prompt": sides[0][:count], "chosen": chosen, "rejected": rejected}
 
 
 def check_columns(rows: Rows, kind: str) -> None:

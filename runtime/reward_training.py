@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints, defaults
-from grolang.runtime.data import check_columns, check_rows, open_rows
+from grolang.runtime.data import check_columns, check_rows, open_rows, with_prompts
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_examples, positions
 from grolang.runtime.figures import Figures
@@ -114,7 +114,7 @@ def train(settings: RunSettings, console: Console) -> Outcome:
 
 
 def _pairs(name: str, encoder: Encoder, limits: Limits) -> Examples:
-    rows = open_rows(name)
+    rows = with_prompts(open_rows(name), "preference")
     check_columns(rows, "preference")
     check_rows(rows, "preference")
     return load_examples(rows, "preference", encoder, limits)

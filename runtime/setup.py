@@ -17,7 +17,17 @@ from grolang.compiler.fused import launch
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
 from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
-from grolang.runtime.data import COLUMNS, Part, Rows, check_columns, check_filled, check_rows, open_rows, read_parts
+from grolang.runtime.data import (
+    COLUMNS,
+    Part,
+    Rows,
+    check_columns,
+    check_filled,
+    check_rows,
+    open_rows,
+    read_parts,
+    with_prompts,
+)
 from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, Together, load_examples, with_demonstrations
@@ -142,7 +152,7 @@ def data_parts(kinds: Sequence[str], settings: RunSettings) -> list[Part]:
 
 
 def _checked(name: str, kind: str) -> Rows:
-    rows = open_rows(name)
+    rows = with_prompts(open_rows(name), kind)
     check_columns(rows, kind)
     check_rows(rows, kind)
     return rows
@@ -197,6 +207,7 @@ def _hold_out(
     rows = open_rows(settings.eval_data or str(defaults.data_path("prompts", "test")))
     answers = "answer" in rows.columns and not set(COLUMNS[first.kind]) <= set(rows.columns)
     kind = "prompts" if answers else first.kind
+    rows = with_prompts(rows, kind)
     check_columns(rows, kind)
     check_rows(rows, kind)
     apart = load_examples(rows, kind, first.encoder, limits if kind == "prompts" else first.limits, old=first.old)

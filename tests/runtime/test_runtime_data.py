@@ -16,7 +16,7 @@ import pytest
 from conftest import TEMPLATE, Write, rows_of, tokenizer
 
 from grolang import GroError
-from grolang.runtime.data import broken_line, check_columns, check_filled, check_rows, open_rows
+from grolang.runtime.data import broken_line, check_columns, check_filled, check_rows, open_rows, with_prompts
 from grolang.runtime.examples import Encoder, Limits, load_examples, positions, with_demonstrations
 from grolang.runtime.names import check_folder
 
@@ -281,6 +281,36 @@ def test_conversations_go_through_the_chat_template(write: Write) -> None:
     example = load_examples(open_rows(path), "demonstrations", encoder, Limits(None)).take([0])[0]
     assert encoder.tokenizer.decode(example.prompt) == "<user>1+1=<assistant>"
     assert encoder.tokenizer.decode(example.completions[0]) == "2|end|"
+
+
+def turn(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+def test_conversations_in_the_other_forms_of_trl(write: Write) -> None:
+    encoder = Encoder(tokenizer(TEMPLATE))
+    asked, right, wrong = turn("user", "1+1="), turn("assistant", "2"), turn("assistant", "3")
+    plain = {"prompt": [asked], "chosen": [right], "rejected": [wrong]}
+    forms = [plain, {"chosen": [asked, right], "rejected": [asked, wrong]}]
+    forms += [{**forms[1], "prompt": "1+1="}]  # as UltraFeedback has it: the prompt once more, as a text
+    found = []
+    for at, row in enumerate(forms):
+        rows = with_prompts(open_rows(write([row], f"pairs{at}.jsonl")), "preference")
+        check_columns(rows, "preference")
+        check_rows(rows, "preference")
+        found.append(load_examples(rows, "preference", encoder, Limits(None)).take([0])[0])
+    assert all((one.prompt, one.completions) == (found[0].prompt, found[0].completions) for one in found)
+    rows = with_prompts(open_rows(write([{"messages": [asked, right, asked, wrong]}])), "demonstrations")
+    check_columns(rows, "demonstrations")
+    check_rows(rows, "demonstrations")
+    assert rows[0]["prompt"] == [asked, right, asked] and rows[0]["completion"] == [wrong]
+    assert [row["completion"] for row in rows] == [[wrong]]
+    path = write([{"messages": [asked, right]}, {"messages": [asked]}])
+    with pytest.raises(GroError, match=r":2: expected messages that end with an assistant's\n help: mend or remove"):
+        with_prompts(open_rows(path), "demonstrations")
+    path = write([{"chosen": [right], "rejected": [wrong]}])
+    with pytest.raises(GroError, match=":1: expected `chosen` and `rejected` that begin with the same messages"):
+        with_prompts(open_rows(path), "preference")
 
 
 def test_conversations_without_a_chat_template(write: Write) -> None:
