@@ -267,8 +267,10 @@ def _decoded(
             logps[alive, place] = logp
         going &= ~torch.isin(token, ends)
         if how.stop is not None:
-            for at, row in zip(going.nonzero()[:, 0].tolist(), alive[going].tolist(), strict=True):
-                if how.stop.here(ids[row, : place + 1].tolist()):
+            there = alive[going]
+            said = zip(going.nonzero()[:, 0].tolist(), there.tolist(), ids[there, : place + 1].tolist(), strict=True)
+            for at, row, drawn in said:
+                if how.stop.here(drawn):
                     stops[row], going[at] = place + 1, False
         left = int(going.sum())
         if not left or place + 1 == how.limit:
