@@ -10,6 +10,7 @@ from rich.console import Console
 import grolang
 from grolang.language.diagnostics import GroError
 from grolang.runtime.loop import Outcome, train
+from grolang.runtime.progress import Screen
 from grolang.runtime.settings import RunSettings, Settings, read_config, read_settings
 
 
@@ -19,7 +20,7 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
     A run that is resumed takes the settings that it began with; flags may still change them (more steps).
     """
     method, settings = resolve(flags, config)
-    return train(method, settings, console or Console())
+    return train(method, settings, console or Screen())
 
 
 def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.Method, RunSettings]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,15 @@ WARNINGS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 EVERY = 10.0  # seconds between plain lines
 RECENT = 10  # steps that speed and time left are taken from
+
+
+class Screen(Console):
+    """Where a run says how it goes. Who read it may leave: the run goes on in silence, and its files hold all."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        if self.file is sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(console: Console, text: str) -> None:

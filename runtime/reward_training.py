@@ -33,7 +33,7 @@ from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.names import check_folder
 from grolang.runtime.output import begin, fingerprint, noted, open_folder
 from grolang.runtime.policy import load_tokenizer, window
-from grolang.runtime.progress import View, comparison, say
+from grolang.runtime.progress import Screen, View, comparison, say
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reward_model import load_classifier, pad_of, rewards
 from grolang.runtime.scoring import share
@@ -74,7 +74,7 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
     settings = read_settings("preference", DEFAULTS | {"lr": rate} | given | {"method": "reward"})
     if settings.precision in ("fp16", "fp64"):
         raise GroError.plain(f"--precision {settings.precision}: a reward model is trained in fp32 or bf16")
-    return train(settings, console or Console())
+    return train(settings, console or Screen())
 
 
 def train(settings: RunSettings, console: Console) -> Outcome:

@@ -24,6 +24,7 @@ from grolang.cli import main
 from grolang.cli.run import run as command
 from grolang.language.library import built_in
 from grolang.runtime import Outcome, RunSettings, checkpoints, interrupts, resolve, start
+from grolang.runtime.progress import Screen
 
 QUICK = {"steps": 2, "batch": 6, "lr": 1e-3, "max_completion": 6, "micro_batch": 16}
 NATS = "nll/completions"
@@ -344,6 +345,18 @@ def test_a_score_that_fails_later_loses_nothing(tiny: str, tmp_path: Path, write
     run(tiny, tmp_path / "whole", "rloo", data, **given)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny: str, tmp_path: Path, write: Write) -> None:
+    """As `grolang run … | head` has it once head has read enough."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    flags = QUICK | {"model": tiny, "method": "sft", "data": write(rows_of("demonstrations"))}
+    outcome = start(flags | {"output": str(tmp_path / "out"), "steps": 2}, None, Screen(file=Gone()))
+    assert outcome.steps == 2 and not outcome.interrupted and len(lines(tmp_path / "out")) == 2
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
