@@ -42,7 +42,7 @@ def jobs(folder: Path, *, quick: bool = False) -> dict[str, list[str]]:
         "run-kto": run("kto"),
         "run-grpo": run("grpo"),
         "run-dpo": run("dpo", "--kernels", "off"),
-        "kernels": [python, str(HERE / "kernels.py"), *sizes],
+        "kernels": [python, str(HERE / "blocks.py"), *sizes],
         "loss-grpo": loss("loss-grpo", "--dtype", "bfloat16"),
         "loss-dpo": loss("loss-dpo", "--dtype", "bfloat16", "--method", "dpo"),
         "loss-masked": loss("loss-masked", "--dtype", "bfloat16", "--valid", "0.4", "--dead", "0.25"),

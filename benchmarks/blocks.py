@@ -1,4 +1,4 @@
-"""Block sizes of the Triton kernels on this GPU: `python benchmarks/kernels.py [ROWS HIDDEN VOCABULARY]`.
+"""Block sizes of the Triton kernels on this GPU: `python benchmarks/blocks.py [ROWS HIDDEN VOCABULARY]`.
 
 Microseconds of one call with each setting, bf16, and of torch's operations that do the same. The fastest of each belong
 into `BLOCK`, `WARPS` and `TILES` of grolang/compiler/fused/launch.py.
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from grolang.compiler.forming import plain_kernel
 from grolang.compiler.fused import Head, forward, launch
-from grolang.compiler.fused.rows import errors, probabilities
+from grolang.compiler.fused.rows import errors, exponentials
 
 BLOCKS, WARPS = (1024, 2048, 4096, 8192), (4, 8, 16)
 TILES = [(128, 128, 64), (128, 256, 64), (64, 128, 64), (64, 256, 64), (128, 128, 32), (128, 64, 64)]
@@ -43,8 +43,8 @@ def main() -> None:
     kernel, console = plain_kernel(), Console()
 
     def with_torch() -> None:
-        found = probabilities(tile, targets[:HIGH])
-        out.copy_(errors(tile, targets[:HIGH], found.logp, None))
+        found = exponentials(tile, targets[:HIGH], entropy=False)
+        out.copy_(errors(tile, targets[:HIGH], found.logp, found.total, found.total.reciprocal()[:, None]))
 
     table = Table("columns", "warps", "microseconds", title=f"a chunk's rows, {HIGH} by {words}")
     for launch.BLOCK in BLOCKS:
