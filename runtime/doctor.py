@@ -56,9 +56,9 @@ def _packages() -> Iterator[Finding]:
             extras.setdefault(optional[1], []).append(row)
         elif row.marker is None or row.marker.evaluate():
             yield _package(row, needed=True)
-    for extra, rows in extras.items():
-        for row in rows if extra != "dev" else ():
-            yield _package(row, needed=False)
+    wanted = [row for extra, rows in extras.items() for row in rows if extra != "dev"]
+    for row in {row.name: row for row in wanted}.values():  # several extras may want the same one
+        yield _package(row, needed=False)
 
 
 def _package(row: object, *, needed: bool) -> Finding:

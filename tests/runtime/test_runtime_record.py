@@ -298,3 +298,8 @@ def test_a_small_file_that_does_not_fit_leaves_the_old_one_and_nothing_beside_it
     with pytest.raises(GroError, match="No space left on device"):
         record.write_text(tmp_path / "run.json", "new")
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("run.json", "old")]
+
+
+def test_doctor_says_each_package_once() -> None:
+    names = [found.what for found in doctor.examine(test=False)]
+    assert len(names) == len(set(names)) and "peft" in names
