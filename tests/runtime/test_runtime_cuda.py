@@ -19,8 +19,7 @@ from torch import Tensor
 from grolang import GroError
 from grolang.compiler.fused import launch, sweep
 from grolang.compiler.fused.products import Precision
-from grolang.runtime import start
-from grolang.runtime.sampling import _Chance
+from grolang.runtime import sampling, start
 from tests import device_guard
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -90,18 +89,18 @@ def test_bf16_is_what_a_gpu_takes_by_itself(tiny: str, tmp_path: Path, write: Wr
 def test_in_bf16_the_head_and_what_draws_read_bf16(
     tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heads, draws, formed, chosen = [], [], sweep.precision, _Chance.__call__
+    heads, draws, formed, chosen = [], [], sweep.precision, sampling.uniform
 
     def head(hidden: Tensor, weight: Tensor) -> Any:
         heads.append(formed(hidden, weight))
         return heads[-1]
 
-    def draw(self: _Chance, *args: Tensor) -> Tensor:
+    def draw(*args: Any) -> Tensor:
         draws.append(torch.is_autocast_enabled("cuda"))
-        return chosen(self, *args)
+        return chosen(*args)
 
     monkeypatch.setattr(sweep, "precision", head)
-    monkeypatch.setattr(_Chance, "__call__", draw)
+    monkeypatch.setattr(sampling, "uniform", draw)
     score = {"correct": write(REWARD, "rewards.py") + ":score"}
     with device_guard.cuda():
         run(tmp_path / "out", method="grpo", model=tiny, data=write(rows_of("prompts")), score=score, group=2)
