@@ -25,15 +25,15 @@ MIDDLE: dict[str, float] = {
     "rows": 2048,
     "vocabulary": 32768,
     "group_size": 8,
-    "slots": 256,
+    "slots": 64,  # 32 sequences in 4 groups
     "dead": 0.0,
     "valid": 1.0,
 }
 CHANGES: dict[str, list[float]] = {
     "rows": [1024, 2048, 4096, 8192],
     "vocabulary": [8192, 32768, 131072],
-    "group_size": [2, 8],
-    "slots": [64, 256, 1024],
+    "group_size": [2, 8, 32],
+    "slots": [16, 64, 256],
     "dead": [0.0, 0.25, 0.5, 1.0],
     "valid": [1.0, 0.5, 0.25],
 }

@@ -31,6 +31,8 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
     for name, value in flags.items():
         table = given.get(name)
         given[name] = {**table, **value} if isinstance(table, dict) and isinstance(value, dict) else value
+    if "steps" in flags:
+        given["epochs"] = flags.get("epochs", 0)
     if "method" not in given:
         raise GroError.plain("no method was given", help="write `grolang run METHOD`, such as `grolang run dpo`")
     if not isinstance(given["method"], str):

@@ -64,6 +64,7 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     set_seed(settings.seed)
     chosen(settings.track)
     run = prepare(method, settings, accelerator, partial(say, console))
+    settings = run.settings
     output = open_output(method, settings, accelerator)
     descent = Descent.of(run.model, settings)
     process = accelerator.process_index

@@ -142,6 +142,9 @@ class OptimizerSettings(Panel):
     """Steps"""
 
     steps: int = Field(ge=1, description="Optimizer steps.")
+    epochs: float = Field(
+        0, ge=0, allow_inf_nan=False, description="Passes over the rows that are trained on, in place of --steps."
+    )
     batch: int = Field(ge=1, description="Rows of the data in a step: pairs, completions or prompts.")
     micro_batch: int = Field(32, ge=1, description="Sequences that pass through the model at once; changes no result.")
     updates: int = Field(1, ge=1, description="Optimizer steps on the same rows and completions.")

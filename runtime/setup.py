@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
+from math import ceil
 
 import torch
 from accelerate import Accelerator
@@ -122,6 +123,9 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
     mixture = Mixture(tuple(loaded), tuple(weight or len(rows) for weight, rows in zip(weights, loaded, strict=True)))
     feed = Feed(mixture, scoring, drawing, settings.batch, settings.seed, past)
+    if settings.epochs:
+        steps = settings.updates * ceil(settings.epochs * len(mixture) / settings.batch)
+        settings = settings.model_copy(update={"steps": steps})
     return Run(settings, method, model, engine, encoder, feed, held_out)
 
 

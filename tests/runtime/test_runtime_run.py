@@ -112,6 +112,20 @@ def test_the_same_seed_gives_the_same_run(tiny: str, tmp_path: Path, write: Writ
         assert three == pytest.approx(one | {"seconds": three["seconds"]}, rel=1e-3, abs=1e-5)
 
 
+def test_epochs_stand_for_steps(tiny: str, tmp_path: Path, write: Write) -> None:
+    data, output = write(rows_of("preference")), tmp_path / "out"
+    rows = len(rows_of("preference"))
+    flags = {"batch": 5, "updates": 2, "eval_rows": 0}
+    out = run(tiny, output, "dpo", data, **flags, epochs=0.5)
+    assert out.steps == len(lines(output)) == 2 * -(-rows // 10)
+    assert "epochs = 0.5" in (output / "settings.toml").read_text()
+    assert start({"output": str(output), "resume": True, "epochs": 1.0}, None, Console(file=io.StringIO())).steps == (
+        2 * -(-rows // 5)
+    )
+    longer = {"output": str(output), "resume": True, "steps": 2 * -(-rows // 5) + 2}
+    assert start(longer, None, Console(file=io.StringIO())).steps == longer["steps"]  # steps that are asked for count
+
+
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tiny: str, tmp_path: Path, write: Write) -> None:
     data = write(rows_of("prompts"))
     flags = {"updates": 2, "lr": 1e-2, "score": {"correct": "length"}}
