@@ -319,6 +319,7 @@ def test_an_interrupt_waits_for_no_answer() -> None:
     script = """
 import os, signal, threading, time
 from grolang.runtime.vllm_server import together
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 together(lambda one: time.sleep(600), [1, 2, 3])
 """
