@@ -163,6 +163,7 @@ def together(work: Callable[[T], R], given: Sequence[T]) -> list[R]:
             try:
                 found.put((at, work(one), None))
             except Exception as error:  # raised again below
+                over.set()
                 found.put((at, None, error))
 
     for at, one in enumerate(given):
