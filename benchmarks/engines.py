@@ -1,4 +1,4 @@
-"""transformers' `generate`, its continuous batching and, where it is installed, vLLM: `python benchmarks/engines.py`.
+"""The engines: transformers, its continuous batching and, where it is installed, vLLM: `python benchmarks/engines.py`.
 
 The embedded model. CPU seconds of the process for the same prompts, the least of three rounds after one that is not
 counted.
@@ -47,8 +47,10 @@ def main() -> None:
     end = tokenizer.eos_token_id
     config = GenerationConfig(do_sample=True, max_new_tokens=LIMIT, eos_token_id=end, pad_token_id=end)
 
+    own = Generate(model)
+
     def batch() -> int:
-        return sum(len(one.ids) for one in Generate(model)(prompts, list(range(PROMPTS)), how))
+        return sum(len(one.ids) for one in own(prompts, list(range(PROMPTS)), how))
 
     def continuous() -> int:
         return sum(len(one.generated_tokens) for one in model.generate_batch(prompts, config).values())
@@ -57,7 +59,7 @@ def main() -> None:
         seconds, tokens = least(work)
         print(f"{name}: {seconds:.2f} s for {tokens} tokens")  # noqa: T201  # a benchmark prints
 
-    show("generate", batch)
+    show("transformers", batch)
     show("continuous", continuous)
     if find_spec("vllm") is not None:  # last, since it changes how this process uses threads
         _, settings = resolve({"method": "rloo", "engine": "vllm", "engine_memory": 0.05})

@@ -32,7 +32,10 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
         table = given.get(name)
         given[name] = {**table, **value} if isinstance(table, dict) and isinstance(value, dict) else value
     if "steps" in flags:
-        given["epochs"] = flags.get("epochs", 0)
+        if flags.get("epochs"):
+            message = "--steps and --epochs both say how long the run is"
+            raise GroError.plain(message, help="give one of the two")
+        given["epochs"] = 0  # steps count, whatever the file or the run that is resumed says
     if "method" not in given:
         raise GroError.plain("no method was given", help="write `grolang run METHOD`, such as `grolang run dpo`")
     if not isinstance(given["method"], str):

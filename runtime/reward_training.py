@@ -38,7 +38,7 @@ from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reward_model import load_classifier, pad_of, rewards
 from grolang.runtime.scoring import share
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
-from grolang.runtime.sharding import alone, processes
+from grolang.runtime.sharding import alone, processes, wanted
 from grolang.runtime.step import add_up
 
 APART, APART_MOST = 20, 256  # held out of data that comes without such rows: one pair in 20, and 256 at most
@@ -80,6 +80,9 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
 def train(settings: RunSettings, console: Console) -> Outcome:
     """Everything that a user gave is checked before the first step."""
     accelerator = processes()
+    if wanted(False, accelerator):
+        message = "a reward model is not shared out, and accelerate's configuration asks for it"
+        raise GroError.plain(message, help="leave out --use_deepspeed or --use_fsdp: each process holds all of it")
     if not accelerator.is_main_process:
         console = Console(quiet=True, stderr=True)
     if said := alone(accelerator):

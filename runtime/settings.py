@@ -216,7 +216,7 @@ class RunSettings(
 
     @model_validator(mode="after")
     def _whole_draws(self) -> RunSettings:
-        if self.steps % self.updates:
+        if not self.epochs and self.steps % self.updates:
             whole = self.steps + self.updates - self.steps % self.updates
             raise ValueError(f"--steps {self.steps} is no multiple of --updates {self.updates}: give --steps {whole}")
         adapter = ("lora_alpha", "lora_targets", "lora_dropout", "quantize", "merge")

@@ -416,7 +416,7 @@ class Engine:
                             return made
                         except GroError:  # other processes do not know of it yet
                             finite = False
-                        except Exception as error:
+                        except Exception as error:  # looked at, and raised again
                             beyond = _out_of_memory(error) and forming.beyond(at, hidden, head, budget)
                             raise
                     return given(None)(hidden, head, targets, budget)

@@ -53,7 +53,8 @@ class Beside:
 
         told = [SamplingParams(**one) for one in requests(how, keys, len(prompts))]
         given = [{"prompt_token_ids": prompt} for prompt in prompts]
-        with torch.random.fork_rng():  # it draws from torch's own generator too, where it does not matter
+        own = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(own):  # it draws from torch's own generators too, where it does not matter
             return [_drawn(one.outputs[0]) for one in self.engine.generate(given, told, use_tqdm=False)]
 
 

@@ -115,6 +115,12 @@ def test_what_is_wrong_is_said_first(flags: dict[str, Any], said: str, tiny: str
     assert said in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_it_is_not_shared_out(tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(GroError, match="a reward model is not shared out"):
+        start_reward({"model": tiny, "data": write(rows_of("preference")), "output": str(tmp_path / "out")})
+
+
 def test_rows_of_another_kind(tiny: str, tmp_path: Path, write: Write) -> None:
     with pytest.raises(GroError, match="has no column `chosen`, `rejected`"):
         train(tiny, tmp_path / "out", write(rows_of("unpaired")))

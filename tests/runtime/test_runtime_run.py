@@ -113,17 +113,25 @@ def test_the_same_seed_gives_the_same_run(tiny: str, tmp_path: Path, write: Writ
 
 
 def test_epochs_stand_for_steps(tiny: str, tmp_path: Path, write: Write) -> None:
-    data, output = write(rows_of("preference")), tmp_path / "out"
-    rows = len(rows_of("preference"))
-    flags = {"batch": 5, "updates": 2, "eval_rows": 0}
-    out = run(tiny, output, "dpo", data, **flags, epochs=0.5)
-    assert out.steps == len(lines(output)) == 2 * -(-rows // 10)
+    rows, output = rows_of("preference"), tmp_path / "out"
+    begun = {"method": "dpo", "model": tiny, "data": [write(rows)], "batch": 5, "updates": 2, "eval_rows": 0}
+    again = {"output": str(output), "resume": True}
+
+    def steps(**flags: Any) -> int:
+        return start(flags, None, Console(file=io.StringIO())).steps
+
+    assert steps(**begun, epochs=0.5, output=str(output)) == len(lines(output)) == 2 * -(-len(rows) // 10)
     assert "epochs = 0.5" in (output / "settings.toml").read_text()
-    assert start({"output": str(output), "resume": True, "epochs": 1.0}, None, Console(file=io.StringIO())).steps == (
-        2 * -(-rows // 5)
-    )
-    longer = {"output": str(output), "resume": True, "steps": 2 * -(-rows // 5) + 2}
-    assert start(longer, None, Console(file=io.StringIO())).steps == longer["steps"]  # steps that are asked for count
+    whole = 2 * -(-len(rows) // 5)
+    assert steps(**again, epochs=1.0) == whole
+    assert steps(**again, steps=whole + 2) == whole + 2  # steps that are asked for count
+    with pytest.raises(GroError, match="--steps and --epochs both say"):
+        steps(**again, steps=whole, epochs=1.0)
+
+
+def test_epochs_need_no_steps_that_updates_divide(tiny: str, tmp_path: Path, write: Write) -> None:
+    flags = {"method": "dpo", "model": tiny, "data": [write(rows_of("preference"))], "epochs": 1.0, "updates": 7}
+    assert resolve(flags)[1].epochs == 1  # and 7 does not divide the 60 steps that are the default
 
 
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tiny: str, tmp_path: Path, write: Write) -> None:
