@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lark import Token, Tree
 
-from grolang.language.declarations import canonical
+from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS, canonical
 from grolang.language.expressions import Elaborator
 from grolang.language.findings import listed, suggested
-from grolang.language.functions import OBSERVABLES
+from grolang.language.functions import KEYWORDS, OBSERVABLES
 from grolang.language.ir import Step
 from grolang.language.parameters import number
 from grolang.language.scopes import AGGREGATED, Scope
@@ -102,11 +102,11 @@ def _divisor(divisor: Tree[Token] | Token | None, statement: Statement, elaborat
     name = canonical(str(divisor))
     known = {row for row, _ in elaborator.declared.of_kind("param")}
     if name not in known:
-        if name in OBSERVABLES or ("name", name) in elaborator.declared.table:
-            help = f"divide by a number or a parameter here, and by `{divisor}` in `credit`"
-        else:
+        message, help, label = f"`{divisor}` is no parameter", "divide by a number or a parameter", ""
+        if name in OBSERVABLES or name in COMPONENTS or ("name", name) in elaborator.declared.table:
+            help += "" if name in FUNCTION_COMPONENTS else f" here, and by `{divisor}` in `credit`"
+        elif name not in FUNCTION_COMPONENTS and name not in KEYWORDS:
+            message, label = f"there is no parameter `{divisor}`", "not known"
             help = suggested(name, known, f"declare it: `param {divisor} = …`")
-        elaborator.findings.add(
-            "E201", f"there is no parameter `{divisor}`", statement.span_of(divisor), label="not known", help=help
-        )
+        elaborator.findings.add("E201", message, statement.span_of(divisor), label=label, help=help)
     return name

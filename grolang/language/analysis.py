@@ -11,6 +11,7 @@ from grolang.language.expressions import constant
 from grolang.language.facts import Facts, Known, key, pointwise, reads, value
 from grolang.language.findings import Findings
 from grolang.language.functions import FUNCTIONS, OBSERVABLES
+from grolang.language.habits import DECLARED
 from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
 from grolang.language.source import Span
 
@@ -215,7 +216,7 @@ class _Analysis:
                 what = "component" if name in _FEEDS else word
                 why = f": only {_FEEDS[name]} would use it" if name in _FEEDS else ""
                 message = f"the {what} `{leaf(statement)}` is used by nothing{why}"
-                self.findings.add("W704", message, span, help="delete it, or use it")
+                self.findings.add("W704", message, span, help=DECLARED.get(name, "delete it, or use it"))
 
     def _mentions(self) -> set[str]:
         """Every name that some expression uses, and the components that the estimator itself uses."""

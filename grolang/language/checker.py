@@ -19,6 +19,7 @@ from grolang.language.diagnostics import Diagnostic, GroError, Note
 from grolang.language.expressions import Binding, Elaborator
 from grolang.language.findings import Findings, listed, nearest, suggested
 from grolang.language.functions import OBSERVABLES
+from grolang.language.habits import DECLARED, KINDS_MEANT
 from grolang.language.ir import Argument, Expr, FunctionDefinition, MethodIR, Number, Report
 from grolang.language.parameters import parameter, score
 from grolang.language.scopes import Scope, joined
@@ -139,7 +140,7 @@ def _data(declared: Declarations, findings: Findings) -> tuple[str, ...]:
     words = [word for word in statement.tree.children if isinstance(word, Token)]
     for word in words:
         if str(word) not in KINDS:
-            help = suggested(str(word), KINDS, f"the kinds are {listed(KINDS)}")
+            help = KINDS_MEANT.get(str(word)) or suggested(str(word), KINDS, f"the kinds are {listed(KINDS)}")
             findings.add(
                 "E403", f"there is no kind of data `{word}`", statement.span_of(word), label="not known", help=help
             )
@@ -179,8 +180,12 @@ def _group(declared: Declarations, data: tuple[str, ...], findings: Findings) ->
 def _require_reward(declared: Declarations, findings: Findings) -> None:
     names = {name for kind, name in declared.table if kind == "name"} | declared.broken
     if not names & {"reward", "advantage"} and not declared.incomplete:
-        near = nearest("reward", (name for name, _ in declared.of_kind("definition")))
-        edit = f"write `reward` for `{near}`" if near else f"add it, for example `reward = {_example(declared)}`"
+        unused = {name for name, _ in declared.of_kind("definition")} - declared.used()
+        edit = f"add it, for example `reward = {_example(declared)}`"
+        if near := nearest("reward", unused) or nearest("advantage", unused):
+            edit = f"write `{'reward' if nearest('reward', {near}) else 'advantage'}` for `{near}`"
+        elif "loss" in unused:
+            edit = DECLARED["loss"]
         findings.add("E209", "the method gives no reward", declared.place, help=edit)
 
 

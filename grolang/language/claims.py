@@ -58,7 +58,9 @@ def _loss(claim: Tree[Token], statement: Statement, elaborator: Elaborator) -> _
         taken = steps(statement, steps_tree, elaborator, _starts_at(steps_tree, body.scope))
         return None if taken is None else {"body": body, "aggregate": taken}
     if body.scope is Scope.TOKEN:
-        help = "add `aggregate …` after it, as the paper averages"
+        given = elaborator.declared.one("aggregate")
+        steps_text = "sum over tokens, mean over sequences" if given is None else given.text_of(given.tree.children[0])
+        help = f"add the paper's average after it, for example `aggregate {steps_text}`"
         span = statement.span_of(tree)
         elaborator.findings.add("E305", "a loss per token must say how it is averaged", span, label="token", help=help)
         return None

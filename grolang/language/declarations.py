@@ -14,8 +14,9 @@ from grolang.language import library
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.findings import Findings, suggested
 from grolang.language.functions import COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES, TAKEN
+from grolang.language.habits import DECLARED
 from grolang.language.source import NOWHERE, Source, Span
-from grolang.language.syntax import Statement, parse
+from grolang.language.syntax import Statement, branches, parse
 
 MAX_EXTENDS = 16
 MAX_NODES = 10_000
@@ -47,7 +48,7 @@ class Declarations:
     table: dict[Key, Statement] = field(default_factory=dict)
     laws: dict[str, Statement] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
-    incomplete: bool = False  # a method that it extends is not to be had, or the file is empty
+    incomplete: bool = False  # a method that it extends is not to be had, or no statement parses
     broken: set[str] = field(default_factory=set)  # names and keywords of statements that do not parse
 
     def of_kind(self, kind: str) -> Iterator[tuple[str, Statement]]:
@@ -58,6 +59,16 @@ class Declarations:
 
     def one(self, kind: str) -> Statement | None:
         return self.table.get((kind, ""))
+
+    def used(self) -> set[str]:
+        """Every name that stands in a statement, apart from the one that it declares."""
+        words = (
+            canonical(str(word))
+            for statement in (*self.table.values(), *self.laws.values())
+            for tree in branches(statement.tree)
+            for word in tree.scan_values(lambda part: isinstance(part, Token))
+        )
+        return set(words)
 
 
 @contextmanager
@@ -127,9 +138,9 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
     found.sources[source.name] = source
     read = parse(source)
     parsed, problems = read.statements, read.findings
-    found.incomplete |= not parsed and not problems
     findings.extend(problems)
     found.broken |= {canonical(name) for name in read.broken}
+    found.incomplete |= not parsed or any(word.startswith("extend") for word in read.broken)
     own: dict[Key, Statement] = {}
     for statement in parsed:
         if _depth(statement.tree) > MAX_DEPTH:
@@ -155,7 +166,7 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
     method = own.pop(("method", ""), None)
     if any(problem.code in ("E102", "E104") for problem in problems):
         found.incomplete = True
-    elif "method" not in found.broken:
+    elif "method" not in found.broken and not (problems and not parsed):
         _check_method(method, source, parsed, problems, findings)
     if parent := own.pop(("extends", ""), None):
         _extend(parent, source, found, findings, chain)
@@ -220,9 +231,8 @@ def _check_name(statement: Statement, findings: Findings) -> None:
         return
     for names, what in ((OBSERVABLES, "an observable"), (TAKEN, "a function"), (KEYWORDS, "a keyword")):
         if name in names:
-            findings.add(
-                "E203", f"`{spelled}` is {what}: a {kind} needs a name of its own", span, help=f"call it `my_{name}`"
-            )
+            help = DECLARED.get(name, f"call it `my_{name}`")
+            findings.add("E203", f"`{spelled}` is {what}: a {kind} needs a name of its own", span, help=help)
             return
     if name in FUNCTION_COMPONENTS:
         argument = {"omega": "z", "upsilon": "a"}[name]

@@ -16,6 +16,7 @@ from grolang.language.functions import (
     CALLABLE,
     FORMS,
     FUNCTIONS,
+    KEYWORDS,
     LOG_PROBS,
     NAMED,
     OBSERVABLES,
@@ -23,6 +24,7 @@ from grolang.language.functions import (
     SPELLINGS,
     Form,
 )
+from grolang.language.habits import meant
 from grolang.language.scopes import REDUCED, Scope, has_axis, joined
 from grolang.language.source import Span
 from grolang.language.syntax import Statement, branches, operator
@@ -218,8 +220,15 @@ class Elaborator:
             help = f"call it: `{spelled}(…)`"
             self.findings.add("E205", f"`{spelled}` is a function, not a value", span, help=help)
             return
-        known = self.known() if len(self.findings) < MANY else ()
-        help = suggested(spelled, known, f"define it: `{spelled} = …`, or `param {spelled} = …`")
+        if spelled in KEYWORDS:
+            help = meant(spelled) or f"a keyword cannot be a name: call yours `my_{spelled}`"
+            self.findings.add("E205", f"`{spelled}` is a keyword, not a value", span, help=help)
+            return
+        around = {name for name, _ in self._stack}  # a value of these would be defined through itself
+        known = self.known() - around if len(self.findings) < MANY else ()
+        drawn = f", or `score {spelled}`" if "prompts" in self.data else ""
+        otherwise = f"define it: `{spelled} = …`, or `param {spelled} = …`{drawn}"
+        help = meant(spelled, around) or suggested(spelled, known, otherwise)
         self.findings.add("E201", f"there is no `{spelled}`", span, label="not known", help=help)
 
     def has(self, data: str) -> bool:
@@ -303,6 +312,9 @@ class Elaborator:
 
     def _no_function(self, word: Token, name: str) -> None:
         span = self._span(word)
+        statement = self.declared.table.get(("name", name))
+        if statement is not None and statement.kind == "function" and name not in FUNCTION_COMPONENTS:
+            return  # its declaration has a finding of its own
         if name in FUNCTION_COMPONENTS:
             help = "only the estimator calls it; name the value in a definition of its own"
             self.findings.add("E205", f"`{word}` is a component and cannot be called", span, help=help)
@@ -314,7 +326,7 @@ class Elaborator:
             help = "`any(scope)` is an arbitrary value, in laws alone: `law N: invariant when X = any(scope)`"
             self.findings.add("E205", "`any` stands in laws only", span, help=help)
         else:
-            help = suggested(str(word), CALLABLE, "the reference lists every function")
+            help = meant(str(word)) or suggested(str(word), CALLABLE, "the reference lists every function")
             self.findings.add("E205", f"there is no function `{word}`", span, label="not known", help=help)
 
     def _counted(self, word: Token, given: int, expected: tuple[str, ...], over: str = "") -> bool:
@@ -343,7 +355,8 @@ class Elaborator:
                 help = f"write it without `over {axis_word}`"
                 self.findings.add("E304", f"`{word}` does not reduce over an axis", self._span(axis_word), help=help)
             else:
-                help = suggested(str(word), REDUCTIONS, f"the reductions are {listed(REDUCTIONS)}")
+                otherwise = f"the reductions are {listed(REDUCTIONS)}"
+                help = meant(str(word)) or suggested(str(word), REDUCTIONS, otherwise)
                 self.findings.add(
                     "E205", f"there is no reduction `{word}`", self._span(word), label="not known", help=help
                 )

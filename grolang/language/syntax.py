@@ -10,7 +10,8 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from grolang.language.findings import Findings, suggested
-from grolang.language.functions import BINARY
+from grolang.language.functions import BINARY, CALLABLE
+from grolang.language.habits import slip
 from grolang.language.source import QUIET, Source, Span, statements
 from grolang.language.tables import load
 
@@ -75,7 +76,8 @@ def parser() -> Lark:
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_DECLARES = re.compile(r"(?:(?:param|score)\s+)?(\w+)")
+#: what the statement, or one that it runs on into, would declare: the first two words
+_DECLARES = re.compile(r"(?:\A|^[ \t]+(?=data\b|[\w \t]+=(?!=)))(\w+)(?:[ \t]+(\w+))?", re.MULTILINE)
 
 
 @dataclass
@@ -121,8 +123,8 @@ def parse(source: Source) -> Parsed:
             parsed.append(Statement(source, start, end, parser().parse(text)))
         except UnexpectedInput as error:
             _word(error, text, span, found)
-            if declares := _DECLARES.match(text):
-                out.broken.add(declares[1])
+            for declares in _DECLARES.finditer(text):
+                out.broken.update(word for word in declares.groups() if word)
     return out
 
 
@@ -221,7 +223,7 @@ def _word(error: UnexpectedInput, text: str, span: Span, findings: Findings) -> 
     expected = expected or wording(accepted)
     what = f"found `{_shown(found)}`" if found else "but the statement ends"
     at = Span(file=span.file, start=span.start + place, end=span.start + place + max(len(found), 1))
-    help = _advice(found, text, place, accepted) or _edit(found, before, text[:place], accepted, expected)
+    help = slip(text, place, accepted) or _edit(found, before, text[:place], text[place:], accepted, expected)
     findings.add("E101", f"expected {expected}, {what}", at, help=help)
 
 
@@ -255,9 +257,10 @@ def _shown(text: str) -> str:
     return text
 
 
-def _edit(found: str, before: str, left: str, accepted: frozenset[str], expected: str) -> str:
-    """What to write where, by what could stand here; `left` is the statement's text before it."""
+def _edit(found: str, before: str, left: str, right: str, accepted: frozenset[str], expected: str) -> str:
+    """What to write where, by what could stand here; `left` and `right` are the statement's text on its two sides."""
     shown = f"`{_shown(found)}`"
+    word = bool(found) and (found.isidentifier() or found[0].isdigit())
     if not found:
         return f"add it after `{before}`"
     if accepted >= _CLAIMS:
@@ -266,68 +269,27 @@ def _edit(found: str, before: str, left: str, accepted: frozenset[str], expected
         return "delete the comma before `over`"
     if found == "," and accepted == {"RPAR"} and "=" not in left:
         return "`omega` and `upsilon` have one argument: close the parenthesis after it"
-    if found == "," and "PLUS" in accepted and "STAR" not in accepted:
-        return "write `+` for `,`"
+    if found == "," and accepted <= {"RPAR", "CLOSE"}:
+        return f"delete `{re.split(r'[])]', right)[0].strip()}`"
+    if found in (",", "and") and "PLUS" in accepted and "STAR" not in accepted:
+        return f"write `+` for `{found}`"
     if found == "over" and "$END" in accepted:
         return "put what is reduced into a call: `mean(x over group)`"
+    if accepted == {"EQUAL", "LPAR"} and word:
+        return suggested(
+            before, [name.lower() for name in _STATEMENT], f"write `{before}_{found}`: a name has no blanks"
+        )
     twice = re.search(rf"(?<!\w){re.escape(found)}\s*$", left)
     if twice or ("$END" in accepted and found in _CLOSING) or ("NUMBER" in accepted and found in _SIGNS):
         return f"delete {shown}"
-    if "STAR" in accepted and left[-1:].isdigit():
-        return f"write `*` before {shown}"
-    word = found.isidentifier() or found[0].isdigit()
+    if "$END" in accepted and (found == "," or len(accepted) == 1):
+        return f"delete {shown}" if right.strip() == found else f"delete what stands from {shown} on"
+    if "STAR" in accepted and (word or found == "("):
+        return f"write `{before}(…)`" if before in CALLABLE else f"write `*` before {shown}"
     if (len(accepted) == 1 and not (word and "NAME" in accepted)) or found == ")":
         return f"write {expected.split(', such')[0]} before {shown}"
     return f"replace {shown}"
 
 
-_CLOSING = {")", "]", ","}
+_CLOSING = {")", "]"}
 _SIGNS = {"*", "/", "+", "^", "="}  # that stand where no operand is before them
-
-#: what people write from other languages, and what it is here
-_SLIPS = {
-    "&": "write `and`",
-    "&&": "write `and`",
-    "|": "write `or`",
-    "!": "write `not`, or `!=`",
-    "?": "write `A if CONDITION else B`",
-    ";": "start each statement on a line of its own",
-    "“": 'write the text between straight quotes: `"`',
-    '"': 'close the text with `"` on the same line',
-    "[": "values are not indexed; reduce over an axis, or use `chosen(x)`, `terminal(x)`",
-    ".": "a value has no parts; an observable is written by its name alone",
-    "{": "bounds are written `(0, 1)` or `[0, 1]`",
-}
-
-
-def _advice(found: str, text: str, place: int, accepted: frozenset[str]) -> str:
-    """One edit for the slips that people make most."""
-    first, rest = text.split()[0] if text.split() else "", text[place:]
-    line_start = not text[text.rfind("\n", 0, place) + 1 : place].strip()
-    if rest.startswith("*") and text[:place].endswith("*"):
-        return "write a power with `^`: `x ^ 2`"
-    if rest.startswith(">") and text[:place].endswith("<"):
-        return "write `!=`"
-    if rest.startswith("=") and first == "group":
-        return "write `group 8`, without `=`"
-    if rest.startswith("=") and "COMPARE" in accepted:
-        return "compare with `==`"
-    if line_start and place and "\n" in text[:place]:
-        return "a line that starts with blanks continues the statement above: start a new one in column 1"
-    if found == "|" and "STAR" not in accepted:
-        return "write `abs(x)`"
-    if found in _SLIPS:
-        return _SLIPS[found]
-    if found and not found[0].isascii():
-        return "names are made of Latin and Greek letters, digits and `_`"
-    if first == "param" and "IN" in accepted:
-        return "a default is one number, such as `0.1`"
-    if first == "aggregate":
-        return "for example `aggregate = sum over tokens, mean over sequences`"
-    if accepted == {"ELSE"} or ("ELSE" in accepted and not found):
-        return "every `if` has an `else`: `A if CONDITION else B`"
-    if "RPAR" in accepted and not found:
-        return "close the parenthesis with `)`"
-    if place == 0:
-        return "start with a keyword, or with the name of a definition"
-    return ""
