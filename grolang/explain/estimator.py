@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from grolang.compiler.derivative import gradient
 from grolang.compiler.lowering import Lowering
 from grolang.compiler.program import Builder
 from grolang.compiler.standalone import PAIRED
-from grolang.explain.formula import Formula, Printer, unsigned
+from grolang.explain.components import Components, argues, components, plain_body
+from grolang.explain.formula import NOTHING, Formula
 from grolang.explain.notation import BIG, OPEN, PRODUCT, SUM, named
+from grolang.explain.printer import (
+    HELD,
+    MEMBER,
+    MINUS,
+    NEGATIVE,
+    SIGMA,
+    TIMES,
+    Printer,
+    length,
+    number,
+    setting,
+    size,
+    under,
+)
 from grolang.explain.steps import expression
+from grolang.explain.tidy import unsigned
 from grolang.language import ir
 from grolang.language.expressions import constant
 from grolang.language.facts import reads
-from grolang.language.scopes import Scope, joined
+from grolang.language.scopes import Scope
 
 _SHORT = 60  # characters of LaTeX that a factor may have in the first formula
 
@@ -46,146 +62,46 @@ class Estimator:
     signs: tuple[Sign, ...]
 
 
-class Writer:
-    """Both spellings at once."""
-
-    def __init__(self, method: ir.MethodIR, expanded: tuple[str, ...] = ()) -> None:
-        self.method = method
-        self.latex = Printer(method, True, expanded)
-        self.text = Printer(method, False, expanded)
-        self.defined = {"omega", "upsilon"}
-
-    def __call__(self, write: Callable[[Printer], str]) -> Formula:
-        return Formula.of(write(self.latex), write(self.text))
-
-    def exchange(self, name: str, expr: ir.Expr) -> tuple[Formula, Formula]:
-        """An observable and its stand-in, as in `when NAME = EXPR` of a law."""
-        return self(lambda printer: printer.observed(name, expr.scope)), self(lambda printer: printer.of(expr))
-
-    def setting(self, name: str, value: float) -> Formula:
-        """A parameter at a value: `β = 0.1`."""
-        return self(lambda printer: printer.setting(name, value))
-
-    def signs(self) -> tuple[Sign, ...]:
-        """The legend of all that was written."""
-        rows = zip(self.latex.legend.items(), self.text.legend.items())
-        return tuple(Sign(Formula.of(latex, text), meaning) for (latex, meaning), (text, _) in rows)
-
-
-@dataclass(frozen=True)
-class Components:
-    """The estimator's parts as expressions, names that only stand for another name followed to the end."""
-
-    z: ir.Expr
-    omega: ir.Expr
-    upsilon: ir.Expr
-    advantage: ir.Expr
-    credit: ir.Expr
-    penalty: ir.Expr
-
-
-def components(method: ir.MethodIR) -> Components:
-    """The parts of a method's estimator (LANGUAGE.md, 2)."""
-    definitions = method.definitions
-    parts = {name: followed(named_as(name, method), method) for name in ("measure", "anchor", "alpha", "credit")}
-    distance = parts["measure"]
-    if constant(parts["anchor"]) != 0:
-        distance = _call("subtract", distance, parts["anchor"])
-    z = distance if constant(parts["alpha"]) == 1 else _call("multiply", parts["alpha"], distance)
-    return Components(
-        z=z,
-        omega=method.functions["omega"].body,
-        upsilon=method.functions["upsilon"].body,
-        advantage=followed(named_as("advantage", method), method),
-        credit=parts["credit"],
-        penalty=definitions["penalty"].body,
-    )
-
-
-def named_as(name: str, method: ir.MethodIR) -> ir.Expr:
-    """A definition as an expression mentions it."""
-    body = method.definitions[name].body
-    return ir.Named(scope=body.scope, live=body.live, span=body.span, name=name)
-
-
-def followed(expr: ir.Expr, method: ir.MethodIR) -> ir.Expr:
-    """What a name stands for, as long as that is another name or a single value: `reward = label` is the label.
-
-    What a pair's other response has, and `alpha` where it is a product, count as short too.
-    """
-    while isinstance(expr, ir.Named):
-        body = plain_body(expr.name, method)
-        short = isinstance(body, (ir.Number, ir.Parameter, ir.Observed, ir.Named))
-        moved = isinstance(body, ir.Call) and body.function in ("opposite",) and isinstance(body.arguments[0], ir.Named)
-        scaled = expr.name == "alpha" and isinstance(body, ir.Call) and body.function == "multiply"
-        if not (short or moved or scaled):
-            return expr
-        expr = body
-    return expr
-
-
-def plain_body(name: str, method: ir.MethodIR) -> ir.Expr:
-    """A definition's body; of the default advantage, reward − baseline, the reward alone where the baseline is 0."""
-    definition = method.definitions[name]
-    body = definition.body
-    if not definition.given and isinstance(body, ir.Call) and body.function == "subtract":
-        first, second = body.arguments
-        return first if constant(followed(second, method)) == 0 else body
-    return body
-
-
-def _call(function: str, *arguments: ir.Expr) -> ir.Call:
-    scope = joined(*(argument.scope for argument in arguments))
-    return ir.Call(scope=scope, span=arguments[0].span, function=function, arguments=arguments)
-
-
-# --- the whole -----------------------------------------------------------------------------------------------------
-
-
 def estimator(method: ir.MethodIR) -> Estimator:
     """The formulas of a method. What stands in `[…]^sg` is a number: no gradient flows through it."""
-    write, parts = Writer(method), components(method)
-    whole = write(lambda printer: _gradient(printer, parts))
-    coefficient = write(lambda printer: _coefficient(printer, parts))
-    where = _where(write, parts)
-    losses = tuple((name, write(_loss(law))) for name, law in method.laws.items() if law.claim == "loss")
-    loss_where = tuple(_definitions(write))
-    return Estimator(whole, where, coefficient, losses, loss_where, _parameters(write), write.signs())
-
-
-def _parameters(write: Writer) -> tuple[Sign, ...]:
-    """`ε = 0.2`, and the author's words."""
-    rows = []
-    for name, row in write.method.parameters.items():
-        rows.append(Sign(write.setting(name, row.value), row.help))
-    return tuple(rows)
-
-
-def _gradient(printer: Printer, parts: Components) -> str:
-    method = printer.method
-    head, nabla, condition = (r"\hat g = ", r"\nabla_\theta", r"\mid y_{i,<t}, x_i")
-    if not printer.latex:
-        head, nabla, condition = "ĝ = ", "∇θ", "| y_i<t, x_i"
-    inside = (r"\," if printer.latex else "·").join
-    factors = _factors(printer, parts)
-    product = inside(factor for factor, _ in factors).strip()
-    if any(flows for _, flows in factors):
-        product = rf"\left[{product}\right]^{{\mathrm{{sg}}}}" if printer.latex else f"[{product}]^sg"
-    score = (
-        rf"\, {nabla} \log \pi_\theta(y_{{i,t}} {condition})" if printer.latex else f"{nabla} log πθ(y_it {condition})"
+    printer, parts = Printer(method), components(method)
+    gradient, coefficient = _gradient(printer, parts), _coefficient(printer, parts)
+    defined = {"omega", "upsilon"}
+    where = [*_functions(printer, parts), *_definitions(printer, defined)]
+    losses = tuple((name, _loss(printer, law).tight()) for name, law in method.laws.items() if law.claim == "loss")
+    return Estimator(
+        gradient.tight(),
+        tuple(line.tight() for line in where),
+        coefficient.tight(),
+        losses,
+        tuple(line.tight() for line in _definitions(printer, defined)),
+        tuple(Sign(setting(name, row.value), row.help) for name, row in method.parameters.items()),
+        tuple(Sign(sign.tight(), meaning) for sign, meaning in printer.legend.items()),
     )
-    text = f"{head}{sums(printer, method.aggregate, Scope.TOKEN)}{product} {score}"
+
+
+NABLA = Formula(r"\nabla_\theta", "∇θ")
+STOPPED = Formula(r"\left[{0}\right]^{{\mathrm{{sg}}}}", "[{0}]^sg")
+SCORE = Formula(r"\, \nabla_\theta \log \pi_\theta(y_{i,t} \mid y_{i,<t}, x_i)", "∇θ log πθ(y_it | y_i<t, x_i)")
+
+
+def _gradient(printer: Printer, parts: Components) -> Formula:
+    """ĝ = …"""
+    steps, factors = printer.method.aggregate, _factors(printer, parts)
+    product = TIMES.join(factor for factor, _ in factors)
+    if any(flows for _, flows in factors):
+        product = STOPPED.format(product)
+    whole = Formula(r"\hat g = ", "ĝ = ") + sums(printer, steps, Scope.TOKEN) + product + " " + SCORE
     if constant(parts.penalty) != 0:
         printer.mentioned["penalty"] = None
         penalty = printer.symbol("penalty", parts.penalty.scope)
-        minus = " - " if printer.latex else " − "
-        text += f"{minus}{nabla} {sums(printer, method.aggregate, parts.penalty.scope)}{penalty}"
-    return " ".join(text.split(" ")).replace("  ", " ")
+        whole += MINUS + NABLA + " " + sums(printer, steps, parts.penalty.scope) + penalty
+    return whole.replace("  ", Formula.plain(" "))
 
 
-def _factors(printer: Printer, parts: Components) -> list[tuple[str, bool]]:
+def _factors(printer: Printer, parts: Components) -> list[tuple[Formula, bool]]:
     """κ, ω and υ, each with whether it depends on the current policy; what is 1 is left out."""
-    method, found = printer.method, list[tuple[str, bool]]()
+    method, found = printer.method, list[tuple[Formula, bool]]()
 
     def live(*expressions: ir.Expr) -> bool:
         mentions = set().union(*(reads(expr, method) for expr in expressions))
@@ -201,118 +117,107 @@ def _factors(printer: Printer, parts: Components) -> list[tuple[str, bool]]:
     return found
 
 
-def _z(printer: Printer, parts: Components) -> str:
+def _z(printer: Printer, parts: Components) -> Formula:
     """The argument of ω: its sign, or itself where it is a single name."""
     return printer.of(parts.z) if isinstance(parts.z, ir.Named) else printer.symbol("z", parts.z.scope)
 
 
-def argues(body: ir.Expr) -> bool:
-    """Whether the body of ω or υ uses its argument."""
-    return any(isinstance(node, ir.Argument) for node in ir.nodes(body))
-
-
-def _applied(printer: Printer, name: str, argument: str) -> str:
+def _applied(printer: Printer, name: str, argument: Formula) -> Formula:
     """ω or υ of its argument: written out where it is short, else by its name."""
     body = printer.method.functions[name].body
     if isinstance(body, ir.Argument):
         return argument
     arguments = {name: argument}
-    shown = Printer(printer.method, True, arguments=arguments, legend={}).of(body, PRODUCT)
-    if "cases" not in shown and len(shown) <= _SHORT:
+    shown = Printer(printer.method, arguments=arguments).of(body, PRODUCT)
+    if "cases" not in shown.latex and len(shown.latex) <= _SHORT:
         printer.arguments = arguments
         return printer.of(body, PRODUCT)
     printer.mentioned[name] = None
-    sign = printer.symbol(name, Scope.CONST)
-    return rf"{sign}\left({argument}\right)" if printer.latex else f"{sign}({argument})"
+    return printer.symbol(name, Scope.CONST) + HELD.format(argument)
 
 
-def sums(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> str:
+def sums(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> Formula:
     """An aggregation as sums and shares in front of a value of this scope, the last step outermost."""
-    text = ""
+    whole = NOTHING
     for step, left, _ in ir.taken(steps, scope):
-        text = _sum(printer, step, left) + text
-    return text
+        whole = _sum(printer, step, left) + whole
+    return whole
 
 
-def _sum(printer: Printer, step: ir.Step, left: Scope) -> str:
-    sigma, member = (r"\sum", r" \in ") if printer.latex else ("Σ", "∈")
-    domains, count = _domain(printer, step.axis, left)
-    text = "".join(printer.under(sigma, domain.replace("∈", member)) for domain in domains)
+def _sum(printer: Printer, step: ir.Step, left: Scope) -> Formula:
+    domains, count = _domain(step.axis, left)
+    whole = NOTHING.join(under(SIGMA, domain) for domain in domains)
     if step.axis == "sequences" and left is Scope.GROUP:
-        text += printer.size("g") + (r"\," if printer.latex else "·")
-    counts = ([count] if step.function == "mean" else []) + _divisor(printer, step)
-    return (printer.share(counts) if counts else "") + text
+        whole += size(_G) + TIMES
+    counts = ([count] if step.function == "mean" else []) + _divisor(step)
+    return printer.share(counts) + whole if counts else whole
 
 
-def _domain(printer: Printer, axis: str, left: Scope) -> tuple[list[str], str]:
+_I, _T, _G = Formula.plain("i"), Formula.plain("t"), Formula.plain("g")
+_OF_GROUP = _I + MEMBER + _G
+
+
+def _domain(axis: str, left: Scope) -> tuple[list[Formula], Formula]:
     """What a step of an aggregation runs over, and how many terms that is."""
-    sigma = r"\sum" if printer.latex else "Σ"
-    member = r"i \in g" if printer.latex else "i∈g"
     match axis, left:
         case "tokens", _:
-            return ["t"], printer.length("i")
+            return [_T], length(_I)
         case "group", Scope.TOKEN:
-            return ["i∈g", "t"], printer.under(sigma, member) + printer.length("i")
+            return [_OF_GROUP, _T], under(SIGMA, _OF_GROUP) + length(_I)
         case "group", _:
-            return ["i∈g"], printer.size("g")
+            return [_OF_GROUP], size(_G)
         case "batch", Scope.TOKEN:
-            return ["i", "t"], "N"
+            return [_I, _T], Formula.plain("N")
         case ("sequences", _) | ("batch", Scope.SEQUENCE):
-            return ["i" if left is Scope.SEQUENCE else "g"], "S"
+            return [_I if left is Scope.SEQUENCE else _G], Formula.plain("S")
         case _:
-            return ["g"], "G"
+            return [_G], Formula.plain("G")
 
 
-def _divisor(printer: Printer, step: ir.Step) -> list[str]:
+def _divisor(step: ir.Step) -> list[Formula]:
     if step.divisor is None:
         return []
-    if isinstance(step.divisor, str):
-        return [named(step.divisor, "", printer.latex)]
-    return [printer.number(step.divisor)[0]]
+    return [named(step.divisor) if isinstance(step.divisor, str) else number(step.divisor).formula]
 
 
 # --- the coefficient -----------------------------------------------------------------------------------------------
 
 
-def _coefficient(printer: Printer, parts: Components) -> str:
+def _coefficient(printer: Printer, parts: Components) -> Formula:
     """c = weight · (κ ω υ − ∂P/∂log π); a penalty per sequence or coarser has a weight of its own."""
-    method = printer.method
-    inside = (r"\," if printer.latex else "·").join
-    product = inside(factor for factor, _ in _factors(printer, parts))
-    weight = _weight(printer, method.aggregate, Scope.TOKEN)
-    head = (r"c_{i,t} = " if printer.latex else "c_it = ") + weight
+    steps, scope = printer.method.aggregate, parts.penalty.scope
+    product = TIMES.join(factor for factor, _ in _factors(printer, parts))
+    weight = _weight(printer, steps, Scope.TOKEN)
+    head = Formula("c_{i,t} = ", "c_it = ") + weight
+    one = Formula.plain("1")
     if constant(parts.penalty) == 0:
-        return head + (product if product or weight else "1")
-    product = product or "1"
-    scope, fall = parts.penalty.scope, slope(printer.method, parts.penalty)
+        return head + (product if product or weight else one)
+    product = product or one
+    fall = slope(printer.method, parts.penalty)
     if fall is None:
         sign = printer.symbol("penalty", scope)
-        logp = r"\log \pi_\theta(y_{i,t})" if printer.latex else "log πθ(y_it)"
-        total = sums(printer, method.aggregate, scope)
-        if printer.latex:
-            return rf"{head}{product} - \frac{{\partial}}{{\partial {logp}}} {total}{sign}"
-        return f"{head}{product} − ∂/∂({logp}) {total}{sign}"
+        return head + product + MINUS + _BY_LOGP + " " + sums(printer, steps, scope) + sign
     body = unsigned(fall)
-    minus = body is not fall
-    sign = (" - " if printer.latex else " − ") if minus else " + "
+    sign = Formula.plain(" + ") if body is fall else MINUS
     if scope is Scope.TOKEN:
-        tail = printer.at(body, printer.place(Scope.TOKEN), BIG if minus else SUM)
-        if weight:
-            return rf"{head}\left({product}{sign}{tail}\right)" if printer.latex else f"{head}({product}{sign}{tail})"
-        return f"{head}{product}{sign}{tail}"
-    return f"{head}{product}{sign}{_weight(printer, method.aggregate, scope)}{printer.of(body, BIG)}"
+        whole = product + sign + printer.at(body, printer.place(Scope.TOKEN), SUM if body is fall else BIG)
+        return head + (HELD.format(whole) if weight else whole)
+    return head + product + sign + _weight(printer, steps, scope) + printer.of(body, BIG)
 
 
-def _weight(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> str:
+_BY_LOGP = Formula(r"\frac{\partial}{\partial \log \pi_\theta(y_{i,t})}", "∂/∂(log πθ(y_it))")
+
+
+def _weight(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> Formula:
     """The factor that an aggregation gives to each value of this scope."""
-    counts, times = list[str](), ""
+    counts, times = list[Formula](), NOTHING
     for step, left, _ in ir.taken(steps, scope):
         if step.axis == "sequences" and left is Scope.GROUP:
-            times = printer.size("g") + (r"\," if printer.latex else "·")
+            times = size(_G) + TIMES
         if step.function == "mean":
-            counts.append(_domain(printer, step.axis, left)[1])
-        counts += _divisor(printer, step)
-    return (printer.share(counts[::-1]) if counts else "") + times
+            counts.append(_domain(step.axis, left)[1])
+        counts += _divisor(step)
+    return printer.share(counts[::-1]) + times if counts else times
 
 
 def slope(method: ir.MethodIR, penalty: ir.Expr) -> ir.Expr | None:
@@ -337,51 +242,30 @@ def slope(method: ir.MethodIR, penalty: ir.Expr) -> ir.Expr | None:
 # --- losses and names ----------------------------------------------------------------------------------------------
 
 
-def _loss(law: ir.Law) -> Callable[[Printer], str]:
+def _loss(printer: Printer, law: ir.Law) -> Formula:
     """L = …, as a law states it."""
     assert law.body is not None
-    body, scope = law.body, law.body.scope
-
-    def written(printer: Printer) -> str:
-        plain = unsigned(body)
-        minus = ("-" if printer.latex else "−") if plain is not body else ""
-        head = r"\mathcal{L} = " if printer.latex else "L = "
-        total = sums(printer, law.steps, scope)
-        return head + minus + total + printer.of(plain, BIG if total or minus else OPEN)
-
-    return written
+    plain = unsigned(law.body)
+    minus = NOTHING if plain is law.body else NEGATIVE
+    total = sums(printer, law.steps, law.body.scope)
+    head = Formula(r"\mathcal{L} = ", "L = ") + minus + total
+    return head + printer.of(plain, BIG if total or minus else OPEN)
 
 
-def _where(write: Writer, parts: Components) -> tuple[Formula, ...]:
-    """A line for each name that the estimator mentions, until every name is defined."""
-    lines = []
+def _functions(printer: Printer, parts: Components) -> Iterator[Formula]:
+    """ω(z) = … and υ(a) = … where the estimator mentions them, and z = …"""
     for name in ("omega", "upsilon"):
-        if name in write.latex.mentioned:
-            lines.append(write(_function(name)))
+        if name in printer.mentioned:
+            row = printer.method.functions[name]
+            printer.arguments = {name: named(row.argument)}
+            yield printer.function(name) + " = " + printer.of(row.body)
     if argues(parts.omega) and not isinstance(parts.z, ir.Named):
-        lines.append(write(lambda printer: f"{_z(printer, parts)} = {printer.of(parts.z)}"))
-    return (*lines, *_definitions(write))
+        yield _z(printer, parts) + " = " + printer.of(parts.z)
 
 
-def _definitions(write: Writer) -> Iterator[Formula]:
-    """A line for each name that was mentioned and is not defined yet."""
-    while waiting := [name for name in write.latex.mentioned if name not in write.defined]:
-        write.defined.add(waiting[0])
-        yield write(_definition(waiting[0], write.method))
-
-
-def _definition(name: str, method: ir.MethodIR) -> Callable[[Printer], str]:
-    """`name = …`"""
-    scope, body = method.definitions[name].body.scope, plain_body(name, method)
-    return lambda printer: f"{printer.symbol(name, scope)} = {printer.of(body)}"
-
-
-def _function(name: str) -> Callable[[Printer], str]:
-    """`ω(z) = …`"""
-
-    def written(printer: Printer) -> str:
-        row = printer.method.functions[name]
-        printer.arguments = {name: named(row.argument, "", printer.latex)}
-        return f"{printer.function(name)} = {printer.of(row.body)}"
-
-    return written
+def _definitions(printer: Printer, defined: set[str]) -> Iterator[Formula]:
+    """A line for each name that was mentioned and is not defined yet; `defined` learns them."""
+    while waiting := [name for name in printer.mentioned if name not in defined]:
+        defined.add(waiting[0])
+        scope = printer.method.definitions[waiting[0]].body.scope
+        yield printer.symbol(waiting[0], scope) + " = " + printer.of(plain_body(waiting[0], printer.method))

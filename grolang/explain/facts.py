@@ -9,8 +9,9 @@ from grolang.compiler.lowering import lower
 from grolang.compiler.needs import KNOWN, Needs, needs, vanishing
 from grolang.compiler.program import MISMATCHED
 from grolang.compiler.schedule import schedule
+from grolang.explain.components import components
 from grolang.explain.document import Code, Inline, Words, listed
-from grolang.explain.estimator import Writer, components
+from grolang.explain.printer import Printer
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.expressions import constant
 from grolang.language.facts import Facts
@@ -60,10 +61,10 @@ def _quoted(text: str) -> list[Inline]:
 
 def facts(method: MethodIR, findings: tuple[Diagnostic, ...]) -> tuple[Words, ...]:
     """Bias, ranges and slopes of ω and υ, invariances, what a parameter of 0 drops, and what the checker warns of."""
-    write = Writer(method)
+    printer = Printer(method)
     rows: list[Words] = [bias(method, findings).why]
-    rows += [_range(write, method, function) for function in (method.functions["omega"], method.functions["upsilon"])]
-    rows += [_invariant(write, method, law) for law in method.laws.values() if law.claim == "invariant"]
+    rows += [_range(printer, function) for function in (method.functions["omega"], method.functions["upsilon"])]
+    rows += [_invariant(printer, law) for law in method.laws.values() if law.claim == "invariant"]
     for name, words in vanishing(method).items():
         rows.append(("With ", Code(f"{name} = 0"), f" it needs no {' and no '.join(words)}."))
     warned = [finding for finding in findings if finding.code not in ("W702", "W703")]
@@ -71,10 +72,10 @@ def facts(method: MethodIR, findings: tuple[Diagnostic, ...]) -> tuple[Words, ..
     return tuple(dict.fromkeys(rows))
 
 
-def _range(write: Writer, method: MethodIR, function: FunctionDefinition) -> Words:
+def _range(printer: Printer, function: FunctionDefinition) -> Words:
     """`ω(z) lies in (0, 0.1), falling.`"""
-    known = Facts(method, fixed=True)
-    sign = write(lambda printer: printer.function(function.name))
+    known = Facts(printer.method, fixed=True)
+    sign = printer.function(function.name).tight()
     value = constant(function.body)
     if value is not None:
         return (sign, f" is {value:g}: nothing is compared." if function.name == "omega" else f" is {value:g}.")
@@ -88,10 +89,10 @@ def _range(write: Writer, method: MethodIR, function: FunctionDefinition) -> Wor
     return words
 
 
-def _invariant(write: Writer, method: MethodIR, law: Law) -> Words:
+def _invariant(printer: Printer, law: Law) -> Words:
     changes = []
     for name, expr in law.exchanges.items():
-        replaced, by = write.exchange(name, expr)
+        replaced, by = printer.exchange(name, expr)
         changes.append((replaced, " is replaced by ", by))
     return ("No coefficient changes where ", *listed(changes), " (law ", Code(law.name), ").")
 

@@ -1,7 +1,7 @@
 """How each word of the language is written in formulas: a row for every function, reduction, form and observable.
 
 A row holds two spellings, one in LaTeX and one in plain Unicode for terminals. `{0}`, `{1}` stand for arguments,
-`@i`, `@t`, `@g` for the indices of the sequence, the token and the group. The printer (formula.py) reads these rows;
+`@i`, `@t`, `@g` for the indices of the sequence, the token and the group. The printer (printer.py) reads these rows;
 a word without a row is written as `name(…)`, and a test says that there is none.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+
+from grolang.explain.formula import NOTHING, Formula
 
 #: how tightly a piece of a formula holds together, from the loosest
 OPEN, CHOICE, OR, AND, NOT, COMPARED, SUM, SIGNED, BIG, PRODUCT, POWER, ATOM = range(12)
@@ -29,6 +31,11 @@ class Notation:
 
     latex: Spelling
     text: Spelling
+
+    @property
+    def template(self) -> Formula:
+        """Both templates."""
+        return Formula(self.latex.template, self.text.template)
 
 
 def _both(latex: str, text: str, level: int, *places: int) -> Notation:
@@ -88,20 +95,19 @@ FUNCTIONS: dict[str, Notation] = {
 class Reduced:
     """A reduction. `averaged`: a sum divided by the number of terms; `big`: an operator in front of its terms."""
 
-    latex: str
-    text: str
+    operator: Formula
     averaged: bool = False
     big: bool = False
 
 
 REDUCTIONS: dict[str, Reduced] = {
-    "sum": Reduced(r"\sum", "Σ", big=True),
-    "mean": Reduced(r"\sum", "Σ", averaged=True, big=True),
-    "std": Reduced(r"\operatorname{std}", "std"),
-    "sample_std": Reduced(r"\operatorname{std}^{(n-1)}", "std⁽ⁿ⁻¹⁾"),
-    "max": Reduced(r"\max", "max"),
-    "min": Reduced(r"\min", "min"),
-    "quantile": Reduced(r"\operatorname{quantile}", "quantile"),
+    "sum": Reduced(Formula(r"\sum", "Σ"), big=True),
+    "mean": Reduced(Formula(r"\sum", "Σ"), averaged=True, big=True),
+    "std": Reduced(Formula(r"\operatorname{std}", "std")),
+    "sample_std": Reduced(Formula(r"\operatorname{std}^{(n-1)}", "std⁽ⁿ⁻¹⁾")),
+    "max": Reduced(Formula(r"\max", "max")),
+    "min": Reduced(Formula(r"\min", "min")),
+    "quantile": Reduced(Formula(r"\operatorname{quantile}", "quantile")),
 }
 
 
@@ -112,18 +118,17 @@ class Moved:
     `@own` is the sequence that a reduction over the others leaves out.
     """
 
-    latex: str
-    text: str
+    index: Formula
     legend: str
 
 
 FORMS: dict[str, Moved | Notation] = {
-    "opposite": Moved("@'", "@′", "the other response of the pair"),
-    "chosen": Moved("w", "w", "the pair's chosen response"),
-    "rejected": Moved("l", "l", "the pair's rejected response"),
-    "greedy": Moved(r"\hat{@}", "@\u0302", "the greedy completion of the same prompt"),
-    "mismatched": Moved(r"\tilde{@}", "@\u0303", "the completion of another prompt, under this one"),
-    "own": Moved("@own", "@own", ""),
+    "opposite": Moved(Formula("@'", "@′"), "the other response of the pair"),
+    "chosen": Moved(Formula("w", "w"), "the pair's chosen response"),
+    "rejected": Moved(Formula("l", "l"), "the pair's rejected response"),
+    "greedy": Moved(Formula(r"\hat{@}", "@\u0302"), "the greedy completion of the same prompt"),
+    "mismatched": Moved(Formula(r"\tilde{@}", "@\u0303"), "the completion of another prompt, under this one"),
+    "own": Moved(Formula("@own", "@own"), ""),
     "terminal": Notation(
         Spelling(r"\mathbf{{1}}\left[@t = \left\lvert y_{{@i}}\right\rvert - 1\right]\,{0}", PRODUCT, (BIG,)),
         Spelling("1[@t = |y_@i| − 1]·{0}", PRODUCT, (BIG,)),
@@ -137,34 +142,34 @@ FORMS: dict[str, Moved | Notation] = {
 }
 
 #: an observable, and the legend that it needs
-OBSERVABLES: dict[str, tuple[str, str, str]] = {
-    "logp": (r"\log \pi_\theta(y_{@i,@t})", "log πθ(y_@i@t)", ""),
-    "logp_old": (r"\log \pi_{\mathrm{old}}(y_{@i,@t})", "log π_old(y_@i@t)", ""),
-    "logp_sampler": (r"\log \pi_{\mathrm{sampler}}(y_{@i,@t})", "log π_sampler(y_@i@t)", ""),
-    "logp_ref": (r"\log \pi_{\mathrm{ref}}(y_{@i,@t})", "log π_ref(y_@i@t)", ""),
-    "entropy": (r"\mathcal{H}_{@i,@t}", "H_@i@t", "the policy's entropy at that token"),
-    "position": ("@t", "@t", "tokens are counted from 0"),
-    "length": (r"\left\lvert y_{@i}\right\rvert", "|y_@i|", "tokens of the completion"),
-    "group_size": (r"\left\lvert @g\right\rvert", "|@g|", "sequences of the group"),
-    "label": (r"\ell_{@i}", "ℓ_@i", "+1 for a good completion, −1 for a bad one"),
-    "demonstration": (r"\mathrm{demo}_{@i}", "demo_@i", "1 for a demonstration, else 0"),
+OBSERVABLES: dict[str, tuple[Formula, str]] = {
+    "logp": (Formula(r"\log \pi_\theta(y_{@i,@t})", "log πθ(y_@i@t)"), ""),
+    "logp_old": (Formula(r"\log \pi_{\mathrm{old}}(y_{@i,@t})", "log π_old(y_@i@t)"), ""),
+    "logp_sampler": (Formula(r"\log \pi_{\mathrm{sampler}}(y_{@i,@t})", "log π_sampler(y_@i@t)"), ""),
+    "logp_ref": (Formula(r"\log \pi_{\mathrm{ref}}(y_{@i,@t})", "log π_ref(y_@i@t)"), ""),
+    "entropy": (Formula(r"\mathcal{H}_{@i,@t}", "H_@i@t"), "the policy's entropy at that token"),
+    "position": (Formula("@t", "@t"), "tokens are counted from 0"),
+    "length": (Formula(r"\left\lvert y_{@i}\right\rvert", "|y_@i|"), "tokens of the completion"),
+    "group_size": (Formula(r"\left\lvert @g\right\rvert", "|@g|"), "sequences of the group"),
+    "label": (Formula(r"\ell_{@i}", "ℓ_@i"), "+1 for a good completion, −1 for a bad one"),
+    "demonstration": (Formula(r"\mathrm{demo}_{@i}", "demo_@i"), "1 for a demonstration, else 0"),
 }
 
 #: how many terms a sum has, as it is written in denominators
 COUNTS = {"S": "sequences of the batch", "N": "tokens of the batch", "G": "groups of the batch"}
 
-COMPONENTS: dict[str, tuple[str, str]] = {
-    "reward": ("R", "R"),
-    "baseline": ("B", "B"),
-    "advantage": ("A", "A"),
-    "upsilon": (r"\upsilon", "υ"),
-    "measure": ("m", "m"),
-    "anchor": (r"\varepsilon^{*}", "ε*"),
-    "alpha": (r"\alpha", "α"),
-    "omega": (r"\omega", "ω"),
-    "credit": (r"\kappa", "κ"),
-    "penalty": ("P", "P"),
-    "z": ("z", "z"),
+COMPONENTS: dict[str, Formula] = {
+    "reward": Formula("R", "R"),
+    "baseline": Formula("B", "B"),
+    "advantage": Formula("A", "A"),
+    "upsilon": Formula(r"\upsilon", "υ"),
+    "measure": Formula("m", "m"),
+    "anchor": Formula(r"\varepsilon^{*}", "ε*"),
+    "alpha": Formula(r"\alpha", "α"),
+    "omega": Formula(r"\omega", "ω"),
+    "credit": Formula(r"\kappa", "κ"),
+    "penalty": Formula("P", "P"),
+    "z": Formula("z", "z"),
 }
 
 _LETTERS = {chr(code): unicodedata.name(chr(code)).split()[-1].lower() for code in range(0x3B1, 0x3CA) if code != 0x3C2}
@@ -172,17 +177,25 @@ _LETTERS = {chr(code): unicodedata.name(chr(code)).split()[-1].lower() for code 
 GREEK = {{"lamda": "lambda"}.get(name, name): letter for letter, name in _LETTERS.items()}
 
 
-def named(name: str, index: str, latex: bool) -> str:
+def named(name: str, index: Formula = NOTHING) -> Formula:
     """A name of the author's with its index: `epsilon_high` is ε with a subscript, `ratio` an upright word."""
     base, _, rest = name.partition("_")
     base = _LETTERS.get(base, base)
     if base not in GREEK and len(base) > 1:
         base, rest = name, ""
-    below = [part for part in (rest, index) if part]
-    if rest == index:
-        below = below[:1]
-    if not latex:
-        return GREEK.get(base, base) + (f"_{''.join(below)}" if below else "")
+    return Formula(_in_latex(base, _below(rest, index.latex), index.latex), _in_text(base, _below(rest, index.text)))
+
+
+def _below(rest: str, index: str) -> list[str]:
+    """What stands below a name's letter; once where the two are the same."""
+    return list(dict.fromkeys(part for part in (rest, index) if part))
+
+
+def _in_text(base: str, below: list[str]) -> str:
+    return GREEK.get(base, base) + (f"_{''.join(below)}" if below else "")
+
+
+def _in_latex(base: str, below: list[str], index: str) -> str:
     if base in GREEK:
         shown = "o" if base == "omicron" else rf"\{base}"
     else:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from grolang.explain.document import Code, Link, Words, listed
-from grolang.explain.estimator import Writer
+from grolang.explain.printer import Printer
 from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.ir import Law, MethodIR
@@ -55,14 +55,14 @@ def _named(name: str) -> Words:
 
 def _claim(method: MethodIR, law: Law) -> Words:
     """`equals dpo with gamma = 1 when log π_ref is 0`"""
-    write = Writer(method)
+    printer = Printer(method)
     relation = "equals " if law.claim == "equals" else "is proportional to "
     words: Words = (relation, *_named(law.method or ""))
     settings = [(Code(f"{name} = {value:g}"),) for name, value in law.settings.items()]
     words += (" with ", *listed(settings)) if settings else ()
     changes = []
     for name, expr in law.exchanges.items():
-        replaced, by = write.exchange(name, expr)
+        replaced, by = printer.exchange(name, expr)
         changes.append((replaced, " is ", by))
     words += (" where ", *listed(changes)) if changes else ()
     return (*words, " (law ", Code(law.name), ")")

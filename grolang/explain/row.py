@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from grolang.explain.components import argues, components, plain_body
 from grolang.explain.document import Block, Document, Items, Link, Paragraph, Section, Table, Words
-from grolang.explain.estimator import Writer, argues, components, plain_body
 from grolang.explain.facts import bias, requirements
-from grolang.explain.formula import Formula, Printer
+from grolang.explain.formula import Formula
 from grolang.explain.notation import ATOM, OPEN, PRODUCT, SUM
+from grolang.explain.printer import MINUS, Printer, Written
 from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.diagnostics import Diagnostic
@@ -47,42 +48,40 @@ class Row:
 
 def row(method: MethodIR, findings: Sequence[Diagnostic]) -> Row:
     """The row of a checked method."""
-    compares, write = argues(components(method).omega), Writer(method, _EXPANDED)
+    compares, printer = argues(components(method).omega), Printer(method, _EXPANDED)
     return Row(
         name=method.name,
-        omega=write(_omega),
-        z=write(_z) if compares else None,
-        anchor=write(lambda printer: printer.of(plain_body("anchor", method))) if compares else None,
-        baseline=write(lambda printer: printer.of(plain_body("baseline", method))),
-        advantage=write(_advantage),
+        omega=_omega(printer).tight(),
+        z=_z(printer).tight() if compares else None,
+        anchor=printer.of(plain_body("anchor", method)).tight() if compares else None,
+        baseline=printer.of(plain_body("baseline", method)).tight(),
+        advantage=_advantage(printer).tight(),
         needs=", ".join(requirements(method).words) or "–",
         bias=bias(method, findings).word,
         aggregation=", ".join(step.text for step in method.aggregate),
     )
 
 
-def _omega(printer: Printer) -> str:
-    printer.arguments = {"omega": "z"}
+def _omega(printer: Printer) -> Formula:
+    printer.arguments = {"omega": Formula.plain("z")}
     return printer.of(printer.method.functions["omega"].body)
 
 
-def _z(printer: Printer) -> str:
+def _z(printer: Printer) -> Formula:
     """α (m − ε*), without what is 1 or 0."""
     method = printer.method
     alpha, measure = plain_body("alpha", method), plain_body("measure", method)
     anchor = method.definitions["anchor"].body
-    minus = " - " if printer.latex else " − "
     if constant(anchor) == 0:
         distance, level = printer.of(measure, PRODUCT if constant(alpha) != 1 else OPEN), ATOM
     else:
-        distance, level = f"{printer.of(measure, SUM)}{minus}{printer.symbol('anchor', anchor.scope)}", SUM
+        distance, level = printer.of(measure, SUM) + MINUS + printer.symbol("anchor", anchor.scope), SUM
     if constant(alpha) == 1:
         return distance
-    held = printer.held((distance, level), PRODUCT)
-    return f"{printer.of(alpha, PRODUCT)}{'' if printer.latex else '·'}{held}"
+    return printer.of(alpha, PRODUCT) + Formula("", "·") + Written.at(level, distance).held(PRODUCT)
 
 
-def _advantage(printer: Printer) -> str:
+def _advantage(printer: Printer) -> Formula:
     """A, or υ of it where υ is the author's."""
     method, upsilon = printer.method, printer.method.functions["upsilon"]
     body = printer.of(plain_body("advantage", method))
@@ -90,8 +89,7 @@ def _advantage(printer: Printer) -> str:
         return body
     sign = printer.symbol("advantage", method.definitions["advantage"].body.scope)
     printer.arguments = {"upsilon": sign}
-    comma = r",\ " if printer.latex else ", "
-    return f"{printer.of(upsilon.body)}{comma}{sign} = {body}"
+    return printer.of(upsilon.body) + Formula(r",\ ", ", ") + sign + " = " + body
 
 
 def erratum(text: str) -> str:

@@ -19,7 +19,8 @@ from grolang.compiler.program import Builder, Program
 from grolang.explain import notation
 from grolang.explain.estimator import estimator as formulas
 from grolang.explain.estimator import slope
-from grolang.explain.formula import Formula, Printer, tightened
+from grolang.explain.formula import Formula, tightened
+from grolang.explain.printer import Printer
 from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.expressions import constant
@@ -40,8 +41,8 @@ def method(lines: str, data: str = "prompts\nscore correct") -> MethodIR:
 def shown(lines: str, name: str = "reward", data: str = "prompts\nscore correct") -> tuple[str, str]:
     """A definition's body in LaTeX and in text."""
     made = method(lines, data)
-    latex, text = (Printer(made, spelled).of(made.definitions[name].body) for spelled in (True, False))
-    return tightened(latex), text
+    formula = Printer(made).of(made.definitions[name].body).tight()
+    return formula.latex, formula.text
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -108,6 +109,10 @@ SPELLED = {
         "quantile_(0.5; i∈g)(correct_i)",
     ),
     "greedy(correct)": (r"\mathrm{correct}_{\hat{\imath}}", "correct_î"),
+    "mismatched(sum(terminal(1) * logp over tokens))": (
+        r"\sum_{t} \mathbf{1}[t = \lvert y_{\tilde{\imath}}\rvert - 1]\,1\,\log \pi_\theta(y_{\tilde{\imath},t})",
+        "Σ_t 1[t = |y_i\u0303| − 1]·1·log πθ(y_i\u0303t)",
+    ),
     "to_go(terminal(correct), 0.9)": (
         r"\sum_{k \ge t} 0.9^{k - t}\,\mathbf{1}[k = \lvert y_{i}\rvert - 1]\,\mathrm{correct}_{i}",
         "Σ_(k≥t) 0.9^(k−t)·1[k = |y_i| − 1]·correct_i",
@@ -152,6 +157,12 @@ def test_cases_are_laid_out_one_below_the_other() -> None:
 def test_a_bound_letter_is_never_one_that_is_taken() -> None:
     _, text = shown("param t = 1\nparam j = 2\nreward = mean(logp * t over tokens) + j * sum(correct over others)")
     assert text == "1/|y_i| Σ_k log πθ(y_ik)·t + j·Σ_(n∈g∖i) correct_n"
+
+
+def test_a_sign_of_the_legend_is_one_in_both_spellings() -> None:
+    made = formulas(method("reward = group_size if length > 2 else correct"))
+    signs = {(row.sign.latex, row.sign.text) for row in made.signs}
+    assert signs == {(r"\lvert g\rvert", "|g|"), (r"\lvert y_{i}\rvert", "|y_i|"), ("S", "S")}
 
 
 def test_parentheses_grow_only_around_what_is_tall() -> None:
@@ -209,7 +220,7 @@ def test_the_text_of_a_formula_read_by_python_has_the_value_of_the_expression(ar
         expected = value(expr, PARAMETERS, {})
         if isinstance(expected, float) and math.isfinite(expected) and abs(expected) < 1e12:
             told += 1
-            text = Printer(PARAMETERS, False).of(expr)
+            text = Printer(PARAMETERS).of(expr).text
             assert math.isclose(evaluated(text), expected, rel_tol=1e-6, abs_tol=1e-9), text
     assert told > 500
 
@@ -231,7 +242,7 @@ def test_the_latex_of_a_formula_read_by_sympy_has_the_value_of_the_expression() 
         if ZERO in expr.arguments:
             continue
         expected = value(expr, PARAMETERS, {})
-        latex = visible(tightened(Printer(PARAMETERS, True).of(expr))).replace(r"\,", r" \cdot ")
+        latex = visible(Printer(PARAMETERS).of(expr).tight().latex).replace(r"\,", r" \cdot ")
         if math.isfinite(expected):
             found = complex(parse_latex(latex, backend="lark").subs(numbers).evalf())
             assert abs(found - expected) <= 1e-5 * max(1.0, abs(expected)), latex
