@@ -311,14 +311,16 @@ def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Itera
         case "quantile":
             _, low, high, share = _neighbours(values, there, count, next(iter(more)))
             unknown = (there & values.isnan()).any(1)  # sorting hides what is not a number behind what is
-            return torch.where(unknown, torch.nan, low + (high - low) * share)
+            between = torch.where(low.isinf(), low * (1 - share) + high * share, low + (high - low) * share)
+            return torch.where(unknown, torch.nan, torch.where(share > 0, between, low))
         case _:
             raise AssertionError(f"bug in grolang: no reduction `{function}`")
 
 
 def _mean(values: Tensor, there: Tensor, count: Tensor) -> Tensor:
-    """Around the first value, so that the mean of equal values is that value to the last bit."""
+    """Around the first value if that is finite, so that the mean of equal values is that value to the last bit."""
     first = values.gather(1, there.long().argmax(1, keepdim=True))
+    first = torch.where(first.isinf(), 0, first)
     return first[:, 0] + torch.where(there, values - first, 0).sum(1) / count
 
 
@@ -354,7 +356,8 @@ def _unreduced(
         case "std" | "sample_std":
             distance = values - _mean(values, there, count[:, 0])[:, None]
             divisor = out * (count if function == "std" else count - 1)
-            share = torch.where(out == 0, 0, adjoint * distance / divisor)  # a kink: 0 is a subgradient
+            still = (out == 0) | (adjoint == 0)  # a kink, where 0 is a subgradient; a branch that is not taken
+            share = torch.where(still, 0, adjoint * distance / divisor)
         case "max" | "min":
             best = there & (values == out)
             share = torch.where(best, adjoint / best.sum(1, keepdim=True), 0)

@@ -192,6 +192,8 @@ class Builder:
                 return args[1 - known.index(1.0)]
             case "chain" if -1.0 in known:
                 return self.apply("negate", args[1 - known.index(-1.0)])
+            case "chain" if known[0] is not None:
+                return self.apply("multiply", *args)
             case "divide" if known[0] == 0.0:
                 return args[0]
             case "divide" | "power" if known[1] == 1.0:

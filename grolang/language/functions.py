@@ -38,8 +38,8 @@ class Function:
     """A function of numbers, applied to each value by itself.
 
     `number` computes it for floats, where torch is not at hand. `derivative` holds, per argument, the partial
-    derivative in the language, of the arguments by their names and of `out`, the function's own value; None where
-    it is 0 almost everywhere: no gradient flows there.
+    derivative in the language, of the arguments by their names and of `out`, the function's own value; `chain(a, b)`
+    is a · b, and 0 where a is 0. None where it is 0 almost everywhere: no gradient flows there.
     """
 
     name: str
@@ -139,7 +139,7 @@ ROWS = (
         ("a", "b"),
         intervals.power,
         _power_slopes,
-        ("b * a ^ (b - 1)", "out * log(a)"),
+        ("chain(b, a ^ (b - 1))", "chain(out, log(a))"),
         symbol="^",
         number=math.pow,
     ),

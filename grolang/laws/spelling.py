@@ -264,6 +264,7 @@ _ARITHMETIC: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * b,
+    "chain": lambda a, b: a * b,
     "divide": lambda a, b: a / b,
     "power": lambda a, b: a**b,
     "negate": lambda a: -a,

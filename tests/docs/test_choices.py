@@ -73,7 +73,9 @@ def test_masks_may_have_holes(expression: str, expected: list[list[float]]) -> N
         ("std(q * 0 + 0.1 over batch)", 0), ("mean(q * 0 + 0.1 over batch) == 0.1", 1),
         ("1 if sample_std(q over group) > 5 else 0", 0), ("mean(group_size over batch)", 5 / 3), ("group_size", 5 / 3),
         ("sum(mean(q over group) over batch)", 1.5), ("mean(q over batch)", 0.5),
-        ("quantile(q, 0.25 over batch)", 0.25),
+        ("quantile(q, 0.25 over batch)", 0.25), ("exp(mean(log(q) over batch))", 0),
+        ("quantile(q if q > 0 else inf, 0.5 over batch)", 1), ("quantile(q if q > 0 else inf, 0 over batch)", 0.5),
+        ("max(quantile(log(q), 0.25 over batch), -3)", -3), ("1 / quantile(1 / (q - q ^ 1), 0.25 over batch)", 0),
     ],
 )  # fmt: skip
 def test_values(expression: str, expected: float) -> None:
@@ -93,6 +95,8 @@ def test_the_sample_std_of_one_is_not_a_number() -> None:
         ("max(logp over tokens)", [0.5, 0.5, 0]), ("quantile(logp, 0.5 over tokens)", [1, 0, 0]),
         ("quantile(logp, 0.25 over tokens)", [0.5, 0, 0.5]), ("sg(logp) * logp", [-1, -1, -2]),
         ("sign(logp) + (logp > -1) + (not logp)", [0, 0, 0]), ("log(logp + 1) if logp > 0 else 2 * logp", [2, 2, 2]),
+        ("(logp + 2) ^ (position - 2)", [-2, -1, 0]), ("position ^ -logp", [0, 0, -4 * math.log(2)]),
+        ("(sample_std(sum(logp over tokens) over group) if group_size > 1 else 3 * sum(logp over group))", [3, 3, 3]),
     ],
 )  # fmt: skip
 def test_derivatives_at_ties(expression: str, expected: list[float]) -> None:
