@@ -115,7 +115,12 @@ class Record:
 
 def process() -> dict[str, Any]:
     """What tells this process from every other one, also from a later one with the same number."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "created": _created(psutil.Process())}
+
+
+def _created(found: psutil.Process) -> float:
+    """Seconds since the machine started: a clock that is set meanwhile makes no other process of this one."""
+    return float(found.create_time() - psutil.boot_time())
 
 
 def is_alive(noted: Mapping[str, Any]) -> bool:
@@ -127,7 +132,7 @@ def is_alive(noted: Mapping[str, Any]) -> bool:
         return bool(noted)
     try:
         found = psutil.Process(int(noted["pid"]))
-        same = abs(found.create_time() - float(noted["created"])) < 1
+        same = abs(_created(found) - float(noted["created"])) < 1
         return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, KeyError, ValueError):
         return False

@@ -86,7 +86,7 @@ class Copy:
 
     def environment(self) -> dict[str, str]:
         """The same tests with the same random examples every time; no compiled file may outlive its fault."""
-        own = {"CI": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        own = {"HYPOTHESIS_PROFILE": "same", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         rest = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         return rest | own
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ TEMPLATE = (
 )
 
 torch.set_num_threads(1)
-os.environ["GROLANG_CACHE"] = tempfile.mkdtemp()  # nothing of the user's is read or written
 
 
 def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:

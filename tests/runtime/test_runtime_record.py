@@ -110,7 +110,7 @@ def test_a_run_is_known_by_how_it_ended(folder: Path) -> None:
 
 def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
     code = "import json, time\nfrom grolang.runtime.record import process\nprint(json.dumps(process()), flush=True)\n"
-    alive = subprocess.Popen([sys.executable, "-c", code + "time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    alive = subprocess.Popen([sys.executable, "-c", code + "time.sleep(6000)"], stdout=subprocess.PIPE, text=True)
     assert alive.stdout is not None
     noted = json.loads(alive.stdout.readline())
     run = tmp_path / "run"
@@ -124,6 +124,13 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path: Path) -> None:
     alive.wait()
     assert Record(run).status == "interrupted"
     assert is_alive(process()) and not is_alive(process() | {"created": 0}) and not is_alive({})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the time of a process is that of the clock")
+def test_a_clock_that_is_set_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted, booted = process(), psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600)
+    assert is_alive(noted)
 
 
 def test_a_run_that_goes_on_elsewhere_is_not_taken_over(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -16,17 +17,24 @@ gpu: Any = module_from_spec(SPEC)
 SPEC.loader.exec_module(gpu)
 
 
-def test_what_fails_stops_nothing_else(tmp_path: Path) -> None:
+def test_what_fails_stops_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = [sys.executable, "-c"]
     chosen = {
         "good": [*python, "print('well [bold]done')"],
         "bad": [*python, "print('half'); raise SystemExit(3)"],
-        "slow": [*python, "import time; time.sleep(60)"],
+        "slow": [*python, "import time; time.sleep(600)"],
         "gone": [str(tmp_path / "no-such-program")],
         "last": [*python, "print('still here')"],
     }
-    console = Console(record=True, width=200)
-    assert not gpu.done(chosen, tmp_path / "out", console, limit=3)
+    run = subprocess.run
+
+    def limited(command: list[str], **given: Any) -> Any:
+        """The limit is for the one that never ends: the others may take their time on a busy machine."""
+        return run(command, **given | {"timeout": given["timeout"] if command is chosen["slow"] else None})
+
+    monkeypatch.setattr(subprocess, "run", limited)
+    console = Console(record=True, width=2000)  # no path is so long that a word would be broken
+    assert not gpu.done(chosen, tmp_path / "out", console, limit=0.5)
     said = console.export_text()
     for word in ("well [bold]done", "half", "exit code 3", "timed out", "No such file", "still here"):
         assert word in said

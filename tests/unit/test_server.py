@@ -33,13 +33,13 @@ class Editor:
     async def open(self, path: Path, text: str) -> list[lsp.Diagnostic]:
         item = lsp.TextDocumentItem(path.as_uri(), "gro", 1, text)
         self.client.text_document_did_open(lsp.DidOpenTextDocumentParams(item))
-        return list((await asyncio.wait_for(self.published.get(), 60)).diagnostics)
+        return list((await asyncio.wait_for(self.published.get(), 600)).diagnostics)
 
     async def change(self, path: Path, text: str) -> list[lsp.Diagnostic]:
         document = lsp.VersionedTextDocumentIdentifier(uri=path.as_uri(), version=2)
         whole = lsp.TextDocumentContentChangeWholeDocument(text)
         self.client.text_document_did_change(lsp.DidChangeTextDocumentParams(document, [whole]))
-        return list((await asyncio.wait_for(self.published.get(), 60)).diagnostics)
+        return list((await asyncio.wait_for(self.published.get(), 600)).diagnostics)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def edit() -> Callable[[Callable[[Editor], Awaitable[Any]]], Any]:
             await editor.client.stop()
             return found
 
-        return asyncio.run(asyncio.wait_for(conversation(), 120))
+        return asyncio.run(asyncio.wait_for(conversation(), 600))
 
     return run
 
