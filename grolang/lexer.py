@@ -13,8 +13,8 @@ from pygments.lexer import RegexLexer, bygroups, default, words
 from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation, String, Text
 
 from grolang.language.checker import KINDS
-from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS
-from grolang.language.functions import CALLABLE, COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES, SPELLINGS
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS, LETTERS
+from grolang.language.functions import CALLABLE, KEYWORDS, OBSERVABLES, SPELLINGS
 from grolang.language.scopes import AGGREGATED, REDUCED, Scope
 from grolang.language.tables import load
 
@@ -36,7 +36,7 @@ _STATEMENTS, _CLAIMS = _first("statement"), _first("claim")
 _AXES = set(REDUCED) | set(AGGREGATED)
 _LOGIC = {_WORDS[name] for name in ("_AND", "_OR", "_NOT")}
 _SCOPES = "|".join(scope.word for scope in Scope)
-_COMPONENTS = {*COMPONENTS, *FUNCTION_COMPONENTS, *COMPONENT_SPELLINGS}
+_COMPONENTS = {*COMPONENTS, *FUNCTION_COMPONENTS, *LETTERS}
 _NAME = _WORDS["NAME"]
 _BLANK = Text.Whitespace
 

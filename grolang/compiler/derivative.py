@@ -8,7 +8,6 @@ derivative is infinite, so the branch that `A if C else B` does not take never s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Protocol, TypeVar
 
 from lark import Token, Tree
@@ -16,7 +15,7 @@ from lark import Token, Tree
 from grolang.compiler.program import Builder
 from grolang.language.functions import BINARY, FUNCTIONS
 from grolang.language.scopes import Scope
-from grolang.language.syntax import branches, operator, parser
+from grolang.language.syntax import branches, operator, tree_of
 
 
 def gradient(build: Builder, output: int, seed: int, variable: int) -> int:
@@ -122,14 +121,7 @@ class Algebra(Protocol[Value]):
 
 def written(algebra: Algebra[Value], text: str, names: Mapping[str, Value]) -> Value:
     """A derivative of the table of functions, written in an algebra; `names` holds the arguments and `out`."""
-    return _written(algebra, _tree(text), names)
-
-
-@cache
-def _tree(text: str) -> Tree[Token]:
-    tree = parser().parse(f"d = {text}").children[1]
-    assert isinstance(tree, Tree)
-    return tree
+    return _written(algebra, tree_of(text), names)
 
 
 def _written(algebra: Algebra[Value], tree: Tree[Token], names: Mapping[str, Value]) -> Value:

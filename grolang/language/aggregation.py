@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lark import Token, Tree
 
-from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS, canonical
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS
+from grolang.language.declarations import canonical
 from grolang.language.expressions import Elaborator
 from grolang.language.findings import listed, suggested
 from grolang.language.functions import KEYWORDS, OBSERVABLES

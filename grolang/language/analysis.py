@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator
 
+from grolang.language.components import COMPONENTS
 from grolang.language.declarations import Declarations, leaf
 from grolang.language.expressions import constant
 from grolang.language.facts import Facts, Known, key, pointwise, reads, value
@@ -213,9 +214,10 @@ class _Analysis:
                 if name in used or statement.source.name != self.method.file:
                     continue
                 span = statement.span_of(leaf(statement))
-                what = "component" if name in _FEEDS else word
-                why = f": only {_FEEDS[name]} would use it" if name in _FEEDS else ""
-                message = f"the {what} `{leaf(statement)}` is used by nothing{why}"
+                message = f"the {word} `{leaf(statement)}` is used by nothing"
+                if name in COMPONENTS:
+                    reader = COMPONENTS[name].reader
+                    message = f"the component `{leaf(statement)}` is used by nothing: only {reader} would use it"
                 self.findings.add("W704", message, span, help=DECLARED.get(name, "delete it, or use it"))
 
     def _mentions(self) -> set[str]:
@@ -235,15 +237,6 @@ class _Analysis:
         ):
             used |= {"measure", "anchor", "alpha"}
         return used
-
-
-#: components that matter to one other part alone
-_FEEDS = {
-    "baseline": "the default `advantage`",
-    "measure": "an `omega` of its argument",
-    "anchor": "an `omega` of its argument",
-    "alpha": "an `omega` of its argument",
-}
 
 
 _Pair = tuple[tuple[float, float], tuple[float, float]]

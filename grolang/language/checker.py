@@ -14,15 +14,16 @@ from grolang.language import library
 from grolang.language.aggregation import aggregation
 from grolang.language.analysis import analyse
 from grolang.language.claims import law
+from grolang.language.components import FUNCTION_COMPONENTS
 from grolang.language.declarations import Declarations, canonical, declare, leaf, room_to_nest
 from grolang.language.diagnostics import Diagnostic, GroError, Note
 from grolang.language.expressions import Binding, Elaborator
 from grolang.language.findings import Findings, listed, nearest, suggested
 from grolang.language.functions import OBSERVABLES
 from grolang.language.habits import DECLARED, KINDS_MEANT
-from grolang.language.ir import Argument, Expr, FunctionDefinition, MethodIR, Number, Report
+from grolang.language.ir import FunctionDefinition, MethodIR, Report
 from grolang.language.parameters import parameter, score
-from grolang.language.scopes import Scope, joined
+from grolang.language.scopes import joined
 from grolang.language.source import Source
 from grolang.language.syntax import Statement
 from grolang.language.verify import verify
@@ -200,23 +201,15 @@ def _example(declared: Declarations) -> str:
 def _functions(elaborator: Elaborator) -> dict[str, FunctionDefinition]:
     """omega of alpha * (measure - anchor), upsilon of the advantage."""
     declared, made = elaborator.declared, dict[str, FunctionDefinition]()
-    for name, feeds in (("upsilon", ("advantage",)), ("omega", ("alpha", "measure", "anchor"))):
-        parts = [elaborator.definitions.get(part) for part in feeds]
+    for name, row in FUNCTION_COMPONENTS.items():
+        parts = [elaborator.definitions.get(part) for part in row.of]
         scope = joined(*(part.body.scope for part in parts if part is not None))
         statement = declared.table.get(("name", name))
         if statement is None or statement.kind != "function":
-            body: Expr = (
-                Argument(scope=scope, span=declared.place, name=name)
-                if name == "upsilon"
-                else Number(scope=Scope.CONST, span=declared.place, value=1.0)
-            )
+            body = elaborator.default(row, Binding(row.argument, name, scope))
+            assert body is not None, f"bug in grolang: {name} has no default"
             made[name] = FunctionDefinition(
-                name=name,
-                spelled=name,
-                argument="a" if name == "upsilon" else "z",
-                body=body,
-                span=declared.place,
-                given=False,
+                name=name, spelled=name, argument=row.argument, body=body, span=declared.place, given=False
             )
             continue
         word, argument, tree = statement.tree.children

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from lark import Token, Tree
 
 from grolang.language import library
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS, LETTERS
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.findings import Findings, suggested
-from grolang.language.functions import COMPONENT_SPELLINGS, KEYWORDS, OBSERVABLES, TAKEN
+from grolang.language.functions import KEYWORDS, OBSERVABLES, TAKEN
 from grolang.language.habits import DECLARED
 from grolang.language.source import NOWHERE, Source, Span
 from grolang.language.syntax import Statement, branches, parse
@@ -21,9 +22,6 @@ from grolang.language.syntax import Statement, branches, parse
 MAX_EXTENDS = 16
 MAX_NODES = 10_000
 MAX_DEPTH = 200
-
-COMPONENTS = ("reward", "baseline", "advantage", "measure", "anchor", "alpha", "credit", "penalty")
-FUNCTION_COMPONENTS = ("omega", "upsilon")
 
 #: what a name is written as in the table, whatever the author's spelling
 Key = tuple[str, str]
@@ -33,7 +31,7 @@ _NAMED = {"param": "name", "score": "name", "definition": "name", "function": "n
 def canonical(name: str) -> str:
     """One form for every spelling of a name: NFKC as in Python, and `ω` for `omega`."""
     name = unicodedata.normalize("NFKC", name)
-    return COMPONENT_SPELLINGS.get(name, name)
+    return LETTERS.get(name, name)
 
 
 @dataclass
@@ -235,7 +233,7 @@ def _check_name(statement: Statement, findings: Findings) -> None:
             findings.add("E203", f"`{spelled}` is {what}: a {kind} needs a name of its own", span, help=help)
             return
     if name in FUNCTION_COMPONENTS:
-        argument = {"omega": "z", "upsilon": "a"}[name]
+        argument = FUNCTION_COMPONENTS[name].argument
         help = f"write `{spelled}({argument}) = …`" if statement.kind == "definition" else f"call it `my_{name}`"
         findings.add("E203", f"`{spelled}` is a function of one argument", span, help=help)
     elif name in COMPONENTS and statement.kind != "definition":

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from lark import Token, Tree
 
 from grolang.language import ir
-from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS, Declarations, canonical, leaf
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS, Component
+from grolang.language.declarations import Declarations, canonical, leaf
 from grolang.language.findings import Findings, listed, suggested
 from grolang.language.functions import (
     BINARY,
@@ -26,8 +27,8 @@ from grolang.language.functions import (
 )
 from grolang.language.habits import meant
 from grolang.language.scopes import REDUCED, Scope, has_axis, joined
-from grolang.language.source import Span
-from grolang.language.syntax import Statement, branches, operator
+from grolang.language.source import Source, Span
+from grolang.language.syntax import Statement, branches, operator, tree_of
 
 #: what a group function needs, and which data has it
 DATA_OF = {
@@ -91,20 +92,16 @@ class Elaborator:
 
     def _default(self, name: str) -> ir.Definition | None:
         """A component that the author left out."""
-        place = self.declared.place
-        body: ir.Expr | None
-        if name == "measure":
-            body = ir.Observed(scope=Scope.TOKEN, live=True, span=place, name="logp")
-        elif name == "advantage":
-            parts = self._named("reward", place), self._named("baseline", place)
-            body = None if None in parts else self._call("subtract", [part for part in parts if part], place)
-        elif name == "reward":
-            body = None
-        else:
-            value = 1.0 if name in ("alpha", "credit") else 0.0
-            body = ir.Number(scope=Scope.CONST, span=place, value=value)
+        place, body = self.declared.place, self.default(COMPONENTS[name])
         made = None if body is None else ir.Definition(name=name, spelled=name, body=body, span=place, given=False)
         return self.definitions.setdefault(name, made)
+
+    def default(self, row: Component, binding: Binding | None = None) -> ir.Expr | None:
+        """What a component is that the author left out; None where that has none."""
+        if not row.default:
+            return None
+        tree, source = tree_of(row.default), Source(self.declared.place.file, row.default)
+        return self.expression(Statement(source, 0, 0, tree, self.declared.place), tree, binding)
 
     def _named(self, name: str, span: Span) -> ir.Expr | None:
         names = [earlier for earlier, _ in self._stack]
@@ -207,7 +204,9 @@ class Elaborator:
         return None
 
     def _component(self, name: str, spelled: str, span: Span) -> ir.Expr | None:
-        if name == "reward" and ("name", "reward") not in self.declared.table and name not in self.declared.broken:
+        assert self._statement is not None
+        given = ("name", name) in self.declared.table or name in self.declared.broken
+        if name == "reward" and not given and self._statement.place is None:
             help = "add `reward = …`"
             self.findings.add("E201", f"`{spelled}` is used, but the method gives no reward", span, help=help)
             return None

@@ -351,9 +351,8 @@ FORMS: dict[str, Form] = {
     )
 }
 
-#: other spellings, of functions and of components
+#: other spellings
 SPELLINGS = {"σ": "sigmoid"}
-COMPONENT_SPELLINGS = {"ω": "omega", "υ": "upsilon", "α": "alpha"}
 
 #: every word that can be called
 CALLABLE = frozenset(NAMED) | frozenset(REDUCTIONS) | frozenset(FORMS)

@@ -30,6 +30,7 @@ class Statement:
     start: int
     end: int
     tree: Tree[Token]
+    place: Span | None = None  # where it is shown, if it is not the author's
 
     @property
     def kind(self) -> str:
@@ -40,6 +41,8 @@ class Statement:
         return Span(file=self.source.name, start=self.start, end=self.end)
 
     def span_of(self, part: Tree[Token] | Token) -> Span:
+        if self.place is not None:
+            return self.place
         if isinstance(part, Token):
             start, end = part.start_pos or 0, part.end_pos or 0
         else:
@@ -72,6 +75,13 @@ def operator(tree: Tree[Token]) -> str | None:
 def parser() -> Lark:
     """The parser of one statement."""
     return load()
+
+
+@cache
+def tree_of(expression: str) -> Tree[Token]:
+    """The tree of an expression of grolang's own."""
+    (body,) = branches(parser().parse(f"d = {expression}"))
+    return body
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

@@ -9,7 +9,7 @@ from textwrap import wrap
 import sympy
 from sympy import Expr, Symbol
 
-from grolang.language.declarations import COMPONENTS
+from grolang.language.components import COMPONENTS
 from grolang.language.formatter import format_text
 from grolang.language.functions import DENIED, FUNCTIONS
 from grolang.language.ir import MethodIR

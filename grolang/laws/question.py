@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from lark import Token, Tree
 
-from grolang.language.declarations import COMPONENTS, canonical, declare, leaf
+from grolang.language.components import COMPONENTS
+from grolang.language.declarations import canonical, declare, leaf
 from grolang.language.diagnostics import GroError
 from grolang.language.expressions import DATA_OF
 from grolang.language.findings import Findings, nearest
@@ -21,15 +22,7 @@ from grolang.language.syntax import Statement, parse, parser
 GROUP = 8
 
 #: components that the author left out
-DEFAULTS = {
-    "baseline": "0",
-    "advantage": "reward - baseline",
-    "measure": "logp",
-    "anchor": "0",
-    "alpha": "1",
-    "credit": "1",
-    "penalty": "0",
-}
+DEFAULTS = {name: row.default for name, row in COMPONENTS.items() if row.default}
 
 
 @dataclass(frozen=True)

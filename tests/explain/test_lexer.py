@@ -7,8 +7,8 @@ from pygments.token import Error, Keyword, Name, Operator
 
 from grolang.language import library, syntax, tables
 from grolang.language.checker import KINDS
-from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS
-from grolang.language.functions import CALLABLE, COMPONENT_SPELLINGS, OBSERVABLES, SPELLINGS
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS, LETTERS
+from grolang.language.functions import CALLABLE, OBSERVABLES, SPELLINGS
 from grolang.language.scopes import AGGREGATED, REDUCED
 from grolang.language.source import Source
 from grolang.lexer import GroLexer
@@ -74,7 +74,7 @@ def test_every_function_is_one(word: str) -> None:
 def test_words_have_the_colour_of_what_they_are_where_they_stand() -> None:
     for word in OBSERVABLES:
         assert kind_of(word, f"x = {word}") is Name.Builtin
-    for word in (*COMPONENTS, *FUNCTION_COMPONENTS, *COMPONENT_SPELLINGS):
+    for word in (*COMPONENTS, *FUNCTION_COMPONENTS, *LETTERS):
         assert kind_of(word, f"x = {word}") is Name.Builtin.Pseudo
     for axis in (*REDUCED, *AGGREGATED):
         assert kind_of(axis, f"x = sum(y over {axis})") is Keyword.Type

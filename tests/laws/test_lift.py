@@ -17,7 +17,7 @@ from grolang.cli import main
 from grolang.compiler.method import from_source, load
 from grolang.language import library
 from grolang.language.checker import check
-from grolang.language.declarations import COMPONENTS, FUNCTION_COMPONENTS
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS
 from grolang.language.difference import changes
 from grolang.language.formatter import format_text
 from grolang.language.source import Source
