@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 import typer
 
 from grolang.cli.files import named
+from grolang.cli.options import Files
 from grolang.cli.paint import say
 from grolang.language.checker import Checked, check_file
 from grolang.language.diagnostics import Diagnostic, as_json, render
 
 
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, folders or built-in methods.")],
+    files: Files,
     format: Annotated[Literal["text", "json", "sarif"], typer.Option(help="How findings are printed.")] = "text",
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
 ) -> None:

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from grolang.cli.options import Examples, Seed
+
 
 def diff(
     left: Annotated[str, typer.Argument(metavar="A", help="A file or a built-in method.")],
     right: Annotated[str, typer.Argument(metavar="B", help="Another, or another version of the file.")],
-    examples: Annotated[int, typer.Option(min=1, help="Batches to compare the coefficients on.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+    examples: Examples = 100,
+    seed: Seed = 0,
 ) -> None:
     """Show which statements differ, then whether the coefficients do, where and by how much.
 

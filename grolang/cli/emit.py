@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from grolang.cli.options import File, Force, Output, Parameters, assignments, number
 
 
 def emit(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Where to write it; else the screen.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="A parameter's default: --set beta=0.2")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    file: File,
+    output: Output = None,
+    setting: Parameters = None,
+    force: Force = False,
 ) -> None:
     """Print the compiled loss as one readable Python file that depends on torch alone, for any other trainer.
 
@@ -19,7 +17,6 @@ def emit(
     """
     from grolang.cli.files import write_new
     from grolang.cli.paint import say
-    from grolang.cli.run import assignments, number
     from grolang.compiler import emit as compiler
     from grolang.language import library
     from grolang.language.checker import check

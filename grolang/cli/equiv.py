@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from grolang.cli.options import Examples, Seed, assignments, number
+
 
 def equiv(
     methods: Annotated[
@@ -17,8 +19,8 @@ def equiv(
     ] = None,
     proportional: Annotated[bool, typer.Option("--proportional", help="Up to one positive factor.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="The matrix of all pairs.")] = False,
-    examples: Annotated[int, typer.Option(min=1, help="Batches to try where there is no proof.")] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+    examples: Examples = 200,
+    seed: Seed = 0,
 ) -> None:
     """Prove that two methods have the same coefficients, or show a batch that tells them apart.
 
@@ -27,7 +29,6 @@ def equiv(
     from rich.console import Console
 
     from grolang.cli.files import named
-    from grolang.cli.run import assignments, number
     from grolang.compiler.method import load
     from grolang.laws.equivalence import asked, equivalence, matrix
     from grolang.laws.show import counterexample, square

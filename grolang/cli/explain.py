@@ -6,23 +6,24 @@ from typing import Annotated
 
 import typer
 
+from grolang.cli.options import File, Force, Html, Output, Parameters, assignments, number
+
 
 def explain(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
-    html: Annotated[bool, typer.Option("--html", help="A page that needs nothing but a browser.")] = False,
+    file: File,
+    html: Html = False,
     latex: Annotated[bool, typer.Option("--latex", help="An article, without curves.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Markdown; with -o the curves lie beside it.")] = False,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Where to write it; else the screen.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="A parameter's value: --set beta=0.2")] = None,
+    output: Output = None,
+    setting: Parameters = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="With or without curves.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Force = False,
 ) -> None:
     """Explain a method: its estimator and coefficient as formulas, its row of Table 1, costs, facts, relatives, curves.
 
     Without a format it is text for the terminal; with -o the file's suffix (.html, .tex, .md) decides.
     """
     from grolang.cli.deliver import asked, deliver
-    from grolang.cli.run import assignments, number
     from grolang.explain import page
 
     form = asked(html, latex, markdown, output)

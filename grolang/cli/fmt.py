@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from grolang.cli.files import named
+from grolang.cli.options import Files
 from grolang.cli.paint import say
 from grolang.language import library
 from grolang.language.diagnostics import GroError
@@ -19,7 +20,7 @@ from grolang.language.syntax import MAX_BYTES
 
 
 def fmt(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, folders or built-in methods.")],
+    files: Files,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a file would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Write nothing; show what would change, and fail.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from grolang.cli.files import write_new
+from grolang.cli.options import Examples, Output, Seed, assignments
 from grolang.cli.paint import say
 from grolang.language import library
 from grolang.language.diagnostics import GroError
@@ -46,9 +47,9 @@ def lift(
     param: Annotated[list[str] | None, typer.Option(metavar="P=V", help="A hyper-parameter of the loss.")] = None,
     score: Annotated[list[str] | None, typer.Option(metavar="R", help="A score of the loss, or R=BUILTIN.")] = None,
     let: Annotated[list[str] | None, typer.Option(metavar="X=EXPR", help="A name that the loss uses.")] = None,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Write this file instead of stdout.")] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Batches to try where there is no proof.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+    output: Output = None,
+    examples: Examples = 100,
+    seed: Seed = 0,
 ) -> None:
     """Write the method of a loss: its gradient as measure, anchor, omega, advantage, …
 
@@ -106,7 +107,6 @@ def _of_text(
     name: str,
     typed: tuple[str | None, str | None, list[str] | None, list[str] | None, list[str] | None],
 ) -> Question:
-    from grolang.cli.run import assignments
     from grolang.laws.question import of_text
 
     data, aggregate, param, score, let = typed

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grolang.cli.options import File, Parameters, assignments, number
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,16 +18,15 @@ SHOWN, WIDTH = 4, 60
 
 
 def replay(
-    file: Annotated[str, typer.Argument(help="A .gro file or a built-in method.")],
+    file: File,
     batch: Annotated[Path, typer.Argument(help="The file of the batch that the run wrote.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A hyper-parameter other than the run's.")] = None,
+    setting: Parameters = None,
 ) -> None:
     """Evaluate a method on a kept batch: where a number that is not finite comes from, or that all are finite now.
 
     Exit code 0: all are finite; 1: one is not.
     """
     from grolang.cli.paint import say, table
-    from grolang.cli.run import assignments, number
     from grolang.compiler.blame import NotFinite
     from grolang.compiler.method import load
     from grolang.runtime.replay import read_batch
@@ -33,7 +34,7 @@ def replay(
     kept = read_batch(batch)
     method = load(file)
     known = {name: value for name, value in kept.params.items() if name in method.params}
-    method = method.replace(**(known | assignments(set_, "--set", number)))
+    method = method.replace(**(known | assignments(setting, "--set", number)))
     mask = kept.batch.mask
     say(f"{method.name} on {len(mask)} sequences with {int(mask.sum())} tokens")
     try:

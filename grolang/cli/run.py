@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from grolang.language.diagnostics import GroError
+from grolang.cli.options import assignments, number
 from grolang.runtime.settings import PANELS, RunSettings, flag
 
 CONFIG = "TOML file of settings under the flags' names; flags override it."
@@ -75,22 +75,3 @@ def _kind(field: FieldInfo) -> tuple[Any, Any]:
 
 run.__signature__ = inspect.Signature(list(_parameters().values()))  # type: ignore[attr-defined]  # typer reads it
 run.__annotations__ = {name: parameter.annotation for name, parameter in _parameters().items()}
-
-
-def assignments(items: list[str] | None, flag: str, read: Callable[[str], Any]) -> dict[str, Any]:
-    """NAME=VALUE flags as a mapping."""
-    found = {}
-    for item in items or ():
-        name, equals, value = item.partition("=")
-        if not equals or not name or not value:
-            raise GroError.plain(f"{flag} {item}: expected NAME=VALUE", help=f"write {flag} NAME=VALUE")
-        found[name] = read(value)
-    return found
-
-
-def number(text: str) -> float:
-    """The value of a hyper-parameter."""
-    try:
-        return float(text)
-    except ValueError:
-        raise GroError.plain(f"--set: `{text}` is not a number") from None

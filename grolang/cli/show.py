@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 from lark import Token, Tree
 
+from grolang.cli.options import File
 from grolang.cli.paint import say, table
 from grolang.language import library
 from grolang.language.checker import check
@@ -17,7 +18,7 @@ from grolang.language.syntax import parse
 
 
 def show(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file or a built-in method.")],
+    file: File,
     stage: Annotated[
         Literal["text", "tree", "ir", "facts", "needs", "steps", "python"], typer.Option(help="How far on its way.")
     ] = "text",

@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 
+from grolang.cli.options import Force, Html, Output
+
 
 def table(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE", help="Files, folders or built-in methods; else all of these.")
     ] = None,
-    html: Annotated[bool, typer.Option("--html", help="A page that needs nothing but a browser.")] = False,
+    html: Html = False,
     latex: Annotated[bool, typer.Option("--latex", help="An article.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Where to write it; else the screen.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Tabulate methods as Table 1 of arXiv:2503.19523 does, ω, ε*, B, A, with z, needs, bias and aggregation."""
     from grolang.cli.deliver import asked, deliver

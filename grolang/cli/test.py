@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
+
+from grolang.cli.options import Examples, Files, Seed
 
 
 def test(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, folders or built-in methods.")],
-    examples: Annotated[int, typer.Option(min=1, help="Batches that each law is tried on.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the batches.")] = 0,
+    files: Files,
+    examples: Examples = 100,
+    seed: Seed = 0,
 ) -> None:
     """Prove or try each law; a failed one prints the smallest batch that breaks it."""
     from rich.console import Console

@@ -22,6 +22,7 @@ import grolang
 from grolang.cli import main
 from grolang.cli.app import command
 from grolang.language.checker import check
+from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS
 from grolang.language.source import Source
 
 from . import tables
@@ -166,6 +167,14 @@ def test_every_command_exists(path: Path) -> None:
 def test_tables_are_those_in_code(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text == tables.written(text), "run `python tests/docs/tables.py`"
+
+
+def test_the_defaults_of_components_are_those_in_code() -> None:
+    page = (tables.DOCS / "language.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+(?:\(\w\))?)` \| [^|]+ \| `([^`]+)` \|", page, re.MULTILINE))
+    rows = [*COMPONENTS.values(), *FUNCTION_COMPONENTS.values()]
+    defaults = {row.name + (f"({row.argument})" if row.argument else ""): row.default for row in rows if row.default}
+    assert len(defaults) == 9 and defaults.items() <= told.items()
 
 
 def test_every_table_has_a_place() -> None:
