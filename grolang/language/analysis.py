@@ -14,6 +14,7 @@ from grolang.language.findings import Findings
 from grolang.language.functions import FUNCTIONS, OBSERVABLES
 from grolang.language.habits import DECLARED
 from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
+from grolang.language.scopes import Scope
 from grolang.language.source import Span
 
 
@@ -81,6 +82,8 @@ class _Analysis:
             why = "a standard deviation is 0 where all values are equal" if _is_std(divisor, self.method) else ""
             help = f"write `… / x if x > 0 else 0` with x = `{text}`, or add a small number to it"
             self.findings.add("W701", f"the divisor `{text}` can be 0", divisor.span, label=why, help=help)
+        if expr.function == "power":
+            self._power(expr, known)
         row = FUNCTIONS.get(expr.function)
         for place, domain, what in row.domain if row else ():
             argument = expr.arguments[place]
@@ -98,6 +101,18 @@ class _Analysis:
                 help = f"bound it, for example `exp(min({text}, 20))`, or average instead of summing"
                 message = f"`exp` can overflow: nothing bounds `{text}` from above"
                 self.findings.add("W706", message, expr.arguments[0].span, help=help)
+
+    def _power(self, expr: Call, known: Known) -> None:
+        """x ^ -1 divides by x, and x ^ 0.5 is a root."""
+        base, exponent = (self.facts.range(argument, known) for argument in expr.arguments)
+        shown, text = expr.arguments[0], self._text(expr.arguments[0].span)
+        if exponent.high < 0 and 0.0 in base:
+            help = f"write `… if x > 0 else 0` around it with x = `{text}`, or add a small number to it"
+            self.findings.add("W701", f"a negative power divides by `{text}`, which can be 0", shown.span, help=help)
+        elif exponent.low == exponent.high and exponent.low % 1 and base.low < 0:
+            message = f"a power that is not whole is not defined below 0, and `{text}` can be {_worst(base.low, 0)}"
+            help = f"keep it there, for example with `max({text}, 1e-6)`"
+            self.findings.add("W705", message, shown.span, help=help)
 
     # --- upsilon and omega ------------------------------------------------------------------------------------------
 
@@ -164,8 +179,26 @@ class _Analysis:
             elif isinstance(node, Reduce):
                 if self._depends(node)[0]:
                     yield node
+            elif self._left_out(node):
+                continue
             elif isinstance(node, Call) and node.function != "greedy":
                 stack += node.arguments[1:] if node.function == "choose" else node.arguments
+
+    def _left_out(self, expr: Expr) -> bool:
+        """Whether this is `sum(x over group) - x`, which says `sum(x over others)`; `over batch` likewise."""
+        if not (isinstance(expr, Call) and expr.function == "subtract"):
+            return False
+        total, own = (self._said(argument) for argument in expr.arguments)
+        if not (isinstance(total, Reduce) and total.function == "sum" and total.axis in ("group", "batch")):
+            return False
+        summed = self._said(total.arguments[0])
+        return key(summed) == key(own) and summed.scope is Scope.SEQUENCE and not self._depends(summed)[1]
+
+    def _said(self, expr: Expr) -> Expr:
+        """What a name stands for."""
+        while isinstance(expr, Named):
+            expr = self.method.definitions[expr.name].body
+        return expr
 
     def _depends(self, expr: Expr) -> tuple[bool, bool]:
         """Whether a sequence's value depends on its own sample, and on those of the others of its group or batch."""
@@ -189,6 +222,8 @@ class _Analysis:
             case Call(function="own"):
                 # Seen from the others: `over others` turns it round.
                 return False, any(self._depends(expr.arguments[0]))
+            case Call() if self._left_out(expr):
+                return False, True
             case Call():
                 parts = [self._depends(argument) for argument in expr.arguments]
                 return any(own for own, _ in parts), any(cross for _, cross in parts)
