@@ -88,6 +88,16 @@ def css() -> str:
     return "\n".join(scoped) + FITTED
 
 
+def fenced(text: str) -> str:
+    """A block of the manual that is refused, with its code above it: what stands after the language of a fence, which
+    the tests read, is no fence to mkdocs, which would take the rest of the page for code."""
+    return re.sub(r"(?m)^```gro bad (\w+)$", r'```gro title="\1"', text)
+
+
+for path in sorted((ROOT / "docs").rglob("*.md")):
+    text = path.read_text(encoding="utf-8")
+    if fenced(text) != text:
+        write(path.relative_to(ROOT / "docs").as_posix(), fenced(text))
 write("index.md", front())
 write("explain.css", css())
 write("methods/index.md", index())

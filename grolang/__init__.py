@@ -48,3 +48,8 @@ def __getattr__(name: str) -> Any:
     if name in _NEEDS_TORCH:
         return getattr(import_module(f"grolang.compiler.{_NEEDS_TORCH[name]}"), name)
     raise AttributeError(f"module 'grolang' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What `help(grolang)` and completion show: names that wait for torch are among them."""
+    return sorted({*globals(), *__all__})

@@ -20,6 +20,7 @@ class Figure:
 
 
 DRAWN = "completions are drawn"
+REWARDED = "completions are drawn, and the method has a reward"
 LABELS = "labels, and a measure of the method's own"
 
 METRICS = (
@@ -53,9 +54,9 @@ METRICS = (
     ),
     Figure(("logps/chosen", "logps/rejected"), "nats", "rows with labels", "mean over completions of Σ logp"),
     Figure(("replayed",), "groups", "`--replay`", "of earlier steps; they count in no figure of drawn completions"),
-    Figure(("reward",), "", DRAWN, "mean over completions"),
-    Figure(("reward_std",), "", DRAWN, "mean over groups of the spread within (the population's)"),
-    Figure(("frac_reward_zero_std",), "share", DRAWN, "of groups without spread"),
+    Figure(("reward",), "", REWARDED, "mean over completions"),
+    Figure(("reward_std",), "", REWARDED, "mean over groups of the spread within (the population's)"),
+    Figure(("frac_reward_zero_std",), "share", REWARDED, "of groups without spread"),
     Figure(
         ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
         "share",

@@ -39,7 +39,8 @@ def step_figures(
         rows = ran.any(1)
         found |= _by_label("logps", torch.where(ran, logp, 0).sum(1)[rows], batch.label[rows])
     if drawn:
-        found |= _reward_figures(evaluation.parts["reward"], own, batch)
+        if "reward" in evaluation.parts:  # a method may give its advantage alone
+            found |= _reward_figures(evaluation.parts["reward"], own, batch)
         own_samples = [sample for sample in samples if not (sample.demonstration or sample.replayed)]
         found |= completion_figures([one.completion for one in own_samples], [one.finished for one in own_samples])
     for name, values in batch.scores.items():

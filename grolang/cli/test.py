@@ -21,18 +21,24 @@ def test(
     from grolang.laws.show import failure, table
 
     console = Console()
-    rows = []
+    rows, without = [], []
     with console.status("") as status:
         for name in named(files):
             method = load(name)
+            without += [] if method.ir.laws else [method.name]
             for verdict in check_laws(method, examples=examples, seed=seed):
                 rows.append((method.name, verdict))
                 status.update(f"{method.name}: {verdict.law} {verdict.outcome}")
-    console.print(table(rows))
+    if rows:
+        console.print(table(rows))
     failed = [(name, verdict) for name, verdict in rows if not verdict.good]
     for name, verdict in failed:
         console.print()
         console.print(failure(name, verdict))
-    console.print(f"\n{len(rows) - len(failed)} of {len(rows)} laws hold")
+    if rows:
+        console.print(f"\n{len(rows) - len(failed)} of {len(rows)} laws hold")
+    if without:
+        verb = "has" if len(without) == 1 else "have"
+        console.print(f"{', '.join(without)} {verb} no law; `law gradient: loss EXPR` states the loss that it descends")
     if failed:
         raise typer.Exit(1)

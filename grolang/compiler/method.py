@@ -49,13 +49,17 @@ class Evaluation:
     implicit_reward: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Method:
     """A checked method with its parameters set."""
 
     ir: MethodIR
     sources: Mapping[str, Source]
     drawn_now: bool = False
+
+    def __repr__(self) -> str:
+        words = [self.name, " + ".join(self.data), *(f"{name}={value:g}" for name, value in self.params.items())]
+        return f"Method({', '.join(words)})"
 
     @property
     def name(self) -> str:

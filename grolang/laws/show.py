@@ -75,7 +75,7 @@ def _tokens(found: Counterexample, row: int) -> Table:
 
 
 def _number(value: Tensor) -> str:
-    return str(int(value)) if not torch.is_floating_point(value) else f"{float(value):.9g}"
+    return str(int(value)) if not torch.is_floating_point(value) else f"{float(value) + 0:.9g}"  # -0 is 0
 
 
 def square(names: list[str], found: Mapping[tuple[str, str], Verdict]) -> Table:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from grolang.compiler.method import from_source
+from grolang.compiler.method import from_source, load
 from grolang.language.source import Source
 from grolang.laws.check import check_law
 from grolang.laws.claims import Verdict
@@ -61,3 +62,21 @@ def test_the_counterexample_differs_and_names_the_first_part_that_does() -> None
     example = equivalence(asked(left, right), examples=20).counterexample
     assert example is not None and example.part == "omega"
     assert (example.left != example.right).any()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "rows", "numbers"),
+    [
+        ("grpo", "rloo", 2, {0.0, 0.5}),
+        ("tis", "grpo", 2, {0.0, 1.0}),
+        ("dpo", "ipo", 2, set()),
+        ("gpg", "dapo", 2, {0, 1}),
+    ],
+)
+def test_a_counterexample_is_small_without_time_for_it(left: str, right: str, rows: int, numbers: set[float]) -> None:
+    example = equivalence(asked(load(left), load(right)), examples=20).counterexample
+    assert example is not None
+    assert example.batch.mask.shape[0] == int(example.batch.mask.sum()) == rows
+    assert example.batch.group is not None and not example.batch.group.any()  # one group, with the number 0
+    assert set(example.batch.scores.get("correct", example.batch.mask.new_zeros(0)).tolist()) == numbers
+    assert not torch.allclose(example.left, example.right, atol=1e-9)

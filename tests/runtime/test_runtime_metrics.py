@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -44,3 +46,15 @@ def test_lengths_of_completions_that_ended_and_of_those_that_did_not() -> None:
         "completions/min_terminated_length": 1, "completions/max_terminated_length": 2,
     }  # fmt: skip
     assert "completions/mean_terminated_length" not in completion_figures([[1]], [False])
+
+
+def test_a_method_that_gives_its_advantage_alone_has_no_figures_of_a_reward(tmp_path: Path) -> None:
+    path = tmp_path / "distilled.gro"
+    path.write_text("method distilled\ndata prompts\nadvantage = logp_ref - logp\naggregate = mean over batch\n")
+    method = grolang.load(path)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    batch = grolang.Batch(mask=mask, group=torch.arange(2), logp=-torch.rand(2, 3), logp_ref=-torch.rand(2, 3))
+    samples = [Sample([1], [1, 1, 1], at) for at in range(2)]
+    found = step_figures(samples, batch, method.evaluate(batch), drawn=True)
+    assert found["completions/mean_length"] == 3 and found["kl"] > 0
+    assert not {"reward", "reward_std", "frac_reward_zero_std"} & set(found)

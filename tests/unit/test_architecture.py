@@ -208,6 +208,10 @@ def test_a_built_in_method_cites_its_source_and_stays_short(name: str) -> None:
     assert re.search(r"arXiv:\d{4}\.\d{5}|\((19|20)\d\d\)|, (19|20)\d\d\)", text), "cites no paper"
 
 
+def test_completion_shows_names_that_wait_for_torch() -> None:
+    assert set(import_module("grolang").__all__) <= set(dir(import_module("grolang")))
+
+
 @pytest.mark.parametrize("module", ["grolang", "grolang.testing", "grolang.explain", "grolang.runtime"])
 def test_what_a_user_imports_says_what_it_is(module: str) -> None:
     """Every public name, and every method and property of a public class."""

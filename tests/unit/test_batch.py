@@ -126,3 +126,7 @@ def test_a_batch_moves_with_all_that_it_holds() -> None:
     held = [moved.mask, *(tensor for _, tensor in moved.tensors())]
     assert len(held) == 4 and moved.mismatched is not None and moved.mismatched.logp is not None
     assert all(tensor.device.type == "meta" for tensor in [*held, moved.mismatched.logp])
+
+
+def test_a_method_shows_itself_in_a_line() -> None:
+    assert repr(grolang.load("dpo", beta=0.2)) == "Method(dpo, preference, beta=0.2)"

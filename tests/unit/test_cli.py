@@ -38,6 +38,12 @@ def process(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=600)
 
 
+def test_a_method_without_a_law_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.gro").write_text(GOOD)
+    code, out, _ = run(capsys, "test", "mine.gro")
+    assert code == 0 and out.startswith("mine has no law") and "law gradient: loss EXPR" in out
+
+
 # --- check --------------------------------------------------------------------------------------------------------
 
 
