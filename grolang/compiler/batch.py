@@ -14,6 +14,7 @@ from grolang.language.diagnostics import GroError
 
 PER_TOKEN = ("logp", "logp_old", "logp_ref", "logp_sampler", "entropy")
 PER_SEQUENCE = ("group", "label", "demonstration")
+BY_SCORE = ("scores", "greedy_scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +71,31 @@ class Batch:
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Every tensor but the mask, with the name that a message shows."""
         named: list[tuple[str, Tensor | None]] = [(name, getattr(self, name)) for name in PER_TOKEN + PER_SEQUENCE]
-        named += [(f"scores['{name}']", tensor) for name, tensor in self.scores.items()]
-        named += [(f"greedy_scores['{name}']", tensor) for name, tensor in self.greedy_scores.items()]
+        named += [(f"{name}['{score}']", one) for name in BY_SCORE for score, one in getattr(self, name).items()]
         return [(name, tensor) for name, tensor in named if tensor is not None]
+
+    def flat(self) -> dict[str, Tensor]:
+        """Every tensor under its field's name; a dot leads into a field: `scores.correct`, `mismatched.logp`."""
+        found: dict[str, Tensor] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif value is not None:
+                inner = value.flat() if isinstance(value, Batch) else value
+                found |= {f"{name}.{key}": tensor for key, tensor in inner.items()}
+        return found
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Batch:
+        """The batch that `flat` took apart."""
+        fields: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
+        within: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            head, dot, key = name.partition(".")
+            if dot:
+                within.setdefault(head, {})[key] = tensor
+        other = within.pop("mismatched", None)
+        return Batch(**fields, **within, mismatched=None if other is None else Batch.of(other))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,11 +110,4 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        moved: dict[str, Any] = {"mask": self.mask.to(device)}
-        for name in PER_TOKEN + PER_SEQUENCE:
-            tensor = getattr(self, name)
-            moved[name] = None if tensor is None else tensor.to(device)
-        for name in ("scores", "greedy_scores"):
-            moved[name] = {score: tensor.to(device) for score, tensor in getattr(self, name).items()}
-        moved["mismatched"] = None if self.mismatched is None else self.mismatched.to(device)
-        return Batch(**moved)
+        return Batch.of({name: tensor.to(device) for name, tensor in self.flat().items()})

@@ -10,8 +10,8 @@ import math
 from itertools import count
 
 from grolang.compiler.lowering import lower
-from grolang.compiler.program import MISMATCHED, Program, Step
-from grolang.compiler.standalone import OWN_NAMES, PAIRED, file_of
+from grolang.compiler.program import MISMATCHED, PAIRED, Program, Step
+from grolang.compiler.standalone import OWN_NAMES, file_of
 from grolang.language.functions import BINARY, DENIED, LOG_PROBS
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope

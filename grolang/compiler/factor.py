@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grolang.compiler.program import Builder, Program
+from grolang.compiler.program import PAIRED, Builder, Program
 from grolang.compiler.verify import verified
 from grolang.language.scopes import Scope
-
-PAIRS = ("opposite", "chosen", "rejected")
-"""Steps that are defined only where every group is a pair, one label of each sign (E904 otherwise)."""
 
 
 def in_pairs(program: Program) -> bool:
     """Whether a coefficient exists only where groups are pairs."""
-    return any(program.steps[index].op in PAIRS for index in program.reachable("coefficient"))
+    return any(program.steps[index].op in PAIRED for index in program.reachable("coefficient"))
 
 
 def factored(program: Program, part: Scope) -> Program | None:

@@ -6,7 +6,7 @@ numbers only, so a batch travels as its tensors with their names, and the module
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from grolang.compiler.batch import PER_SEQUENCE, PER_TOKEN, Batch
+from grolang.compiler.batch import Batch
 from grolang.compiler.fused import Head
 from grolang.compiler.fused.sweep import stored
 
@@ -34,39 +34,12 @@ def enrolled(module: Any) -> int:
 
 def loss(number: int, hidden: Tensor, head: Head, targets: Tensor, batch: Batch, trained: list[bool]) -> Tensor:
     """The loss of a module, with its gradients where hidden, weight and bias are `trained`."""
-    names, tensors = zip(*_named(batch))
+    tensors = batch.flat()
     parts = (head.weight, head.bias, head.scale, head.softcap, head.temperature)
     found: tuple[Tensor, ...] = torch.ops.grolang.loss(
-        hidden, targets, *parts, list(tensors), ",".join(names), trained, number
+        hidden, targets, *parts, list(tensors.values()), ",".join(tensors), trained, number
     )
     return found[0]
-
-
-def _named(batch: Batch, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    yield f"{prefix}mask", batch.mask
-    for name in PER_TOKEN + PER_SEQUENCE:
-        tensor = getattr(batch, name)
-        if tensor is not None:
-            yield prefix + name, tensor
-    for kind, scores in (("scores", batch.scores), ("greedy_scores", batch.greedy_scores)):
-        for name, tensor in scores.items():
-            yield f"{prefix}{kind}:{name}", tensor
-    if batch.mismatched is not None:
-        yield from _named(batch.mismatched, "mismatched.")
-
-
-def _batch(names: Sequence[str], tensors: Sequence[Tensor]) -> Batch:
-    """The batch that `_named` took apart."""
-    main: dict[str, Any] = {"scores": {}, "greedy_scores": {}}
-    other: dict[str, Any] = {"scores": {}, "greedy_scores": {}}
-    for name, tensor in zip(names, tensors):
-        fields = other if name.startswith("mismatched.") else main
-        field, _, score = name.removeprefix("mismatched.").partition(":")
-        if score:
-            fields[field][score] = tensor
-        else:
-            fields[field] = tensor
-    return Batch(**main, mismatched=Batch(**other) if "mask" in other else None)
 
 
 _SCHEMA = (
@@ -98,7 +71,8 @@ def _loss(
     weight = weight.detach().requires_grad_(trained[1])
     bias = None if bias is None else bias.detach().requires_grad_(trained[2])
     head = Head(weight, bias, scale, softcap, temperature)
-    value, grads = _KNOWN[number].formed(hidden, head, targets, _batch(names.split(","), tensors), any(trained))
+    batch = Batch.of(dict(zip(names.split(","), tensors)))
+    value, grads = _KNOWN[number].formed(hidden, head, targets, batch, any(trained))
     made = [*grads, None, None, None][:3]
     asked = [one if wanted else None for one, wanted in zip(made, trained)]
     d_hidden, d_weight, d_bias = (hidden.new_empty(0) if one is None else one for one in asked)

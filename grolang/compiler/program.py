@@ -19,6 +19,9 @@ from grolang.language.source import Span
 #: where tokens live: the batch itself, or the completions under another prompt
 MAIN, MISMATCHED = "batch", "mismatched"
 
+#: steps that are defined only where every group is a pair, one label of each sign (E904 otherwise)
+PAIRED = ("opposite", "chosen", "rejected")
+
 #: what the current policy's pass gives
 CURRENT = ("logp", "entropy")
 

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import PurePath
 
 import grolang
-from grolang.compiler.program import MISMATCHED, Program
+from grolang.compiler.program import MISMATCHED, PAIRED, Program
 from grolang.language.functions import LOG_PROBS, OBSERVABLES
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
@@ -25,9 +25,6 @@ OWN_NAMES = frozenset(  # a text, since a list would take a line a word
     loss coefficients pair_rows whole_pairs float dict annotations bool ValueError Iterable _chain _reduced _mean
     _neighbours _unreduced _discounted""".split()  # noqa: SIM905
 )
-
-#: forms that pick rows of a pair
-PAIRED = ("opposite", "chosen", "rejected")
 
 _FILE = '''"""{name}: {title}
 {about}

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from grolang.compiler.derivative import gradient
 from grolang.compiler.lowering import Lowering
-from grolang.compiler.program import Builder
-from grolang.compiler.standalone import PAIRED
+from grolang.compiler.program import PAIRED, Builder
 from grolang.explain.components import Components, argues, components, plain_body
 from grolang.explain.formula import NOTHING, Formula
 from grolang.explain.notation import BIG, OPEN, PRODUCT, SUM, named
