@@ -88,14 +88,16 @@ class Batch:
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Batch:
         """The batch that `flat` took apart."""
-        fields: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
-        within: dict[str, dict[str, Tensor]] = {}
+        fields: dict[str, Any] = {}
         for name, tensor in tensors.items():
-            head, dot, key = name.partition(".")
-            if dot:
-                within.setdefault(head, {})[key] = tensor
-        other = within.pop("mismatched", None)
-        return Batch(**fields, **within, mismatched=None if other is None else Batch.of(other))
+            head, _, key = name.partition(".")
+            if key:
+                fields.setdefault(head, {})[key] = tensor
+            else:
+                fields[head] = tensor
+        if "mismatched" in fields:
+            fields["mismatched"] = Batch.of(fields["mismatched"])
+        return Batch(**fields)
 
     @property
     def dtype(self) -> torch.dtype:
