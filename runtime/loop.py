@@ -71,16 +71,16 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
     state = checkpoints.restore(output, run.model, descent, process, run.feed.past) if settings.resume else None
     if deepspeed():
         descent = zero.share_out(run.engine, descent)
-    if accelerator.is_main_process:
-        for name in describe(output, method, settings, accelerator):
-            say(console, f"note: {name} is not the file that the run began with; what follows is another run")
-        note(output, kernels="triton" if run.engine.kernels else "torch")
-    if run.feed.sampler is None and run.engine.reference is not None and not run.engine.sharded:
-        files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
-        model, data = run.engine.reference.model, [*method.data, *files, str(run.feed.rows.weights)]
-        run.engine.known = store(model, settings, data, accelerator.num_processes)
     try:
         with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
+            if accelerator.is_main_process:
+                for name in describe(output, method, settings, accelerator):
+                    say(console, f"note: {name} is not the file that the run began with; what follows is another run")
+                note(output, kernels="triton" if run.engine.kernels else "torch")
+            if run.feed.sampler is None and run.engine.reference is not None and not run.engine.sharded:
+                files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
+                model, data = run.engine.reference.model, [*method.data, *files, str(run.feed.rows.weights)]
+                run.engine.known = store(model, settings, data, accelerator.num_processes)
             outcome = _Loop(run, output, descent, console, interrupt).go(state)
             if outcome.interrupted:
                 end("interrupted")

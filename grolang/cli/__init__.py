@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from grolang.language.diagnostics import GroError
 
@@ -22,12 +25,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without Greek shows escapes, it is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _guarded(arguments)
+        with _terminable():
+            code = _guarded(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # who reads has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what it has open is closed, and what it keeps a record of says so."""
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _guarded(arguments: Sequence[str] | None) -> int:
@@ -47,6 +64,7 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         say(str(error), sys.stderr)
         return 2 if any(finding.code in WRONG_USE for finding in error.diagnostics) else 1
     except KeyboardInterrupt:
+        say("interrupted", sys.stderr)
         return 130
     except BrokenPipeError:
         raise

@@ -24,8 +24,9 @@ from grolang import GroError
 from grolang.cli import main
 from grolang.cli.run import run as command
 from grolang.language.library import built_in
-from grolang.runtime import Outcome, RunSettings, checkpoints, interrupts, resolve, start
+from grolang.runtime import Outcome, RunSettings, checkpoints, interrupts, loop, resolve, start
 from grolang.runtime.progress import Screen
+from grolang.runtime.record import Record
 
 QUICK = {"steps": 2, "batch": 6, "lr": 1e-3, "max_completion": 6, "micro_batch": 16}
 NATS = "nll/completions"
@@ -180,6 +181,24 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny: str, tmp_path: Path, write: Wr
     assert weights(tmp_path / "out") and signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
     assert "interrupted" in (tmp_path / "out/report.html").read_text()
+
+
+def test_sigterm_before_the_first_step_is_noted_and_the_run_can_go_on(
+    tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, store = write(rows_of("preference")), loop.store
+
+    def stopped(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return store(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "store", stopped)
+        assert run(tiny, tmp_path / "out", "dpo", data).interrupted
+    record = Record(tmp_path / "out")
+    assert (record.status, record.steps) == ("interrupted", 0) and (tmp_path / "out/report.html").is_file()
+    resumed = run(tiny, tmp_path / "out", "dpo", data, resume=True)
+    assert (resumed.steps, Record(tmp_path / "out").status) == (QUICK["steps"], "finished")
 
 
 OVER = threading.Event()
