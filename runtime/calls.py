@@ -100,6 +100,6 @@ def _answer(call: Callable[[], Any], future: Future[Any], loop: asyncio.Abstract
         found = call()
         future.set_result(loop.run_until_complete(found) if inspect.isawaitable(found) else found)
     except SystemExit as error:
-        future.set_exception(RuntimeError(f"it exits: {error}"))
+        future.set_exception(RuntimeError(f"it exits: {error}").with_traceback(error.__traceback__))
     except BaseException as error:
         future.set_exception(error)

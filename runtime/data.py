@@ -275,39 +275,65 @@ def _kind(value: object) -> str:
 
 
 def with_prompts(rows: Rows, kind: str) -> Rows:
-    """Conversations in TRL's two other forms, in the columns of the kind.
+    """TRL's other forms of rows, in the columns of the kind.
 
-    `messages` are a demonstration: the last one is the completion, an assistant's, what is before it the prompt. Pairs
-    without a prompt of messages have the prompt that both conversations begin with. Other rows are given as they are.
+    A `text` is a demonstration without a prompt. `messages` are one whose last message is the completion, an
+    assistant's, and what is before it the prompt. Pairs without a prompt (of messages, where they are conversations)
+    have the one that both sides begin with. Other rows are given as they are.
     """
     first, columns, change = rows[0], {*rows.columns}, None
-    whole = all(is_conversation(first.get(name)) for name in ("chosen", "rejected"))
-    if kind == "demonstrations" and "messages" in columns and not {"prompt", "completion"} & columns:
+    sides = [first.get(name) for name in ("chosen", "rejected")]
+    if kind == "demonstrations" and "text" in columns and not {"prompt", "completion", "messages"} & columns:
+        change, wanted = _whole_text, "a text"
+    elif kind == "demonstrations" and "messages" in columns and not {"prompt", "completion"} & columns:
         change, wanted = _last_message, "messages that end with an assistant's"
-    elif kind == "preference" and whole and ("prompt" not in columns or isinstance(first["prompt"], str)):
+    elif kind == "preference" and all(isinstance(side, str) for side in sides) and "prompt" not in columns:
+        change, wanted = _common_text, "`chosen` and `rejected` that begin with the same words and end with others"
+    elif kind == "preference" and all(map(is_conversation, sides)) and isinstance(first.get("prompt", ""), str):
         change = _common_messages
         wanted = "`chosen` and `rejected` that begin with the same messages and end with others"
     if change is None:
         return rows
-    refuse(rows, [(at, f"expected {wanted}") for at, row in enumerate(rows) if not change(row)["prompt"]])
+    refuse(rows, [(at, f"expected {wanted}") for at, row in enumerate(rows) if change(row)["prompt"] is None])
     return replace(rows, change=change, added=COLUMNS[kind])
+
+
+def _whole_text(record: Record) -> Record:
+    said = record["text"]
+    whole = isinstance(said, str) and said.strip()
+    return {**record, "prompt": "" if whole else None, "completion": said}
+
+
+def _common_text(record: Record) -> Record:
+    """Of plain texts the prompt ends before the first word that differs; the space before it is the completions'."""
+    sides = [record["chosen"], record["rejected"]]
+    if not all(isinstance(side, str) for side in sides):
+        return {**record, "prompt": None}
+    count = 0
+    for at, (one, other) in enumerate(zip(*sides)):
+        if one != other:
+            break
+        count = at + (one != " ") if one.isspace() else count
+    chosen, rejected = (side[count:] for side in sides)
+    whole = count and chosen.strip() and rejected.strip()
+    return {**record, "prompt": sides[0][:count] if whole else None, "chosen": chosen, "rejected": rejected}
 
 
 def _last_message(record: Record) -> Record:
     said = record["messages"]
     whole = is_conversation(said) and said[-1]["role"] == "assistant"
-    return {**record, "prompt": said[:-1] if whole else [], "completion": said[-1:] if whole else []}
+    return {**record, "prompt": said[:-1] if whole and said[1:] else None, "completion": said[-1:] if whole else []}
 
 
 def _common_messages(record: Record) -> Record:
     sides = [record["chosen"], record["rejected"]]
     if not all(map(is_conversation, sides)):
-        return {**record, "prompt": []}
+        return {**record, "prompt": None}
     count = 0
     while count + 1 < min(map(len, sides)) and sides[0][count] == sides[1][count]:
         count += 1
     chosen, rejected = (side[count:] for side in sides)
-    return {**record, "prompt": sides[0][:count], "chosen": chosen, "rejected": rejected}
+    return {**record, "prompt": sides[0][:count] or None, "chosen": chosen, "rejected": rejected}
 
 
 def check_columns(rows: Rows, kind: str) -> None:

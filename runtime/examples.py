@@ -40,11 +40,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Limits:
-    """In tokens. `window` is the model's; prompts past `prompt` are left out, completions end at `completion`."""
+    """In tokens. `window` is the model's; prompts past `prompt` are left out, completions end at `completion`.
+
+    `known` are the tokens that the model has an embedding for.
+    """
 
     window: int | None
     prompt: int | None = None
     completion: int | None = None
+    known: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Encoder:
         if not self.tokenizer.chat_template:
             raise GroError.plain(
                 "the rows are conversations, and the tokenizer has no chat template",
-                help="use an instruction-tuned model, or rows with plain texts",
+                help="give one with --chat-template FILE, use an instruction-tuned model, or rows with plain texts",
             )
         text = self.tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=answer, tokenize=False
@@ -144,12 +148,18 @@ class Examples:
 
     def without(self, held: Sequence[Examples]) -> Examples:
         """The rows whose prompts are none of those; GroError where no row is left."""
-        prompts = {prompt_key(part.rows[number]["prompt"]) for part in held for number in part.kept}
-        rest = [number for number in self.kept if prompt_key(self.rows[number]["prompt"]) not in prompts]
+        prompts = {part.asked(number) for part in held for number in part.kept}
+        rest = [number for number in self.kept if self.asked(number) not in prompts]
         if not rest:
             message = f"{self.rows.name}: every row has a prompt that is held out"
             raise GroError.plain(message, help="give held-out rows with --eval-data, or none with --eval-rows 0")
         return self.part(rest)
+
+    def asked(self, number: int) -> str:
+        """What a row of the file is told from others by: its prompt, or its completion where the prompt is empty."""
+        record = self.rows[number]
+        shown = COMPLETIONS.get(self.kind, ())[:1]
+        return prompt_key(record["prompt"]) or "".join(prompt_key(record[column]) for column in shown)
 
     def _encode(self, numbers: Sequence[int]) -> list[Example]:
         if not numbers:
@@ -219,6 +229,7 @@ def load_examples(rows: Rows, kind: str, encoder: Encoder, limits: Limits, *, ol
     kept: list[int] = []
     long: list[tuple[int, str]] = []
     unlike: list[tuple[int, str]] = []
+    unknown: list[tuple[int, str]] = []
     for start in range(0, len(rows), CHUNK):
         for example in every.take(range(start, min(start + CHUNK, len(rows)))):
             if limits.prompt is not None and len(example.prompt) > limits.prompt:
@@ -226,11 +237,14 @@ def load_examples(rows: Rows, kind: str, encoder: Encoder, limits: Limits, *, ol
             kept.append(example.number)
             if fault := _too_long(example, limits):
                 long.append((example.number, fault))
+            if fault := _unknown(example, limits):
+                unknown.append((example.number, fault))
             if old and (fault := _unlike(example, kind)):
                 unlike.append((example.number, fault))
     refuse(
         rows, long, "use --max-prompt to leave long prompts out, --max-completion to cut completions, or a larger model"
     )
+    refuse(rows, unknown, "use the model's own tokenizer, or give the model more embeddings (resize_token_embeddings)")
     refuse(
         rows, unlike, "record the log-prob of each token of this tokenizer, the end token's last, or drop the column"
     )
@@ -251,6 +265,13 @@ def _too_long(example: Example, limits: Limits) -> str | None:
     if prompt + longest > window:
         return f"prompt and completion have {prompt} + {longest} tokens, and the model's window is {window}"
     return None
+
+
+def _unknown(example: Example, limits: Limits) -> str | None:
+    last = max(max(ids) for ids in (example.prompt, *example.completions))
+    if limits.known is None or last < limits.known:
+        return None
+    return f"the tokenizer gives token {last}, and the model has embeddings for tokens 0 to {limits.known - 1}"
 
 
 def _unlike(example: Example, kind: str) -> str | None:

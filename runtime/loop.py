@@ -27,7 +27,7 @@ from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
 from grolang.runtime.output import describe, fingerprints, note, noted, open_output
-from grolang.runtime.progress import comparison, say
+from grolang.runtime.progress import comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reference import store
 from grolang.runtime.replay import Kept, write_batch
@@ -132,7 +132,7 @@ class _Loop:
         self._save_model()
         if not interrupted:
             return self._finish(after)
-        say(self.console, f"stopped after {self.step} steps; --resume --output {self.output} continues after them")
+        say(self.console, f"stopped after {steps(self.step)}; --resume --output {self.output} goes on from there")
         return Outcome(self.output, self.step, self.before, {}, interrupted=True)
 
     def _steps(self, journal: Journal) -> None:
@@ -197,12 +197,12 @@ class _Loop:
         with suppress(GroError):  # the disk may be what failed
             self._checkpoint()
         if self.saved > 0:
-            say(self.console, f"{self.saved} steps are saved; --resume --output {self.output} continues after them")
+            say(self.console, f"{steps(self.saved)} saved; --resume --output {self.output} goes on from there")
 
     def _finish(self, after: Figures) -> Outcome:
         found = self._best()
         if after:
-            title = f"{self.run.method.name} after {self.step} steps"
+            title = f"{self.run.method.name} after {steps(self.step)}"
             self.console.print(comparison(title, self.before, after))
         if self.main:
             text = {"steps": self.step, "before": self.before, "after": after}

@@ -238,6 +238,11 @@ def window(model: PreTrainedModel) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def vocabulary(model: PreTrainedModel) -> int:
+    """Tokens that the model has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # torch types it loosely
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """The fused log-probs are those of the model's own logits, on one short text; else an error.
@@ -263,5 +268,5 @@ def _unreadable(path: str, what: str, error: Exception) -> GroError:
     cause = " ".join(str(error).split())
     return GroError.plain(
         f"no {what} can be loaded from {path}: {cause[:400]}",
-        help="--model takes a folder of save_pretrained with safetensors weights, or a hub name",
+        help="--model takes a folder of save_pretrained, safetensors weights and tokenizer, or a hub name",
     )

@@ -50,6 +50,11 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def steps(count: int) -> str:
+    """So many steps, in words."""
+    return f"{count} step{'s' * (count != 1)}"
+
+
 class View:
     """A context manager around the steps; `step` is called after each of them, `evaluated` after evaluations."""
 

@@ -32,8 +32,8 @@ from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.names import check_folder
 from grolang.runtime.output import begin, fingerprint, noted, open_folder
-from grolang.runtime.policy import load_tokenizer, window
-from grolang.runtime.progress import Screen, View, comparison, say
+from grolang.runtime.policy import load_tokenizer, vocabulary, window
+from grolang.runtime.progress import Screen, View, comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reward_model import load_classifier, pad_of, rewards
 from grolang.runtime.scoring import share
@@ -94,7 +94,7 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     encoder = Encoder(load_tokenizer(path, trust_remote_code=trust, template=template))
     model = load_classifier(path, accelerator.device, fresh=True, trust_remote_code=trust)
     model.config.pad_token_id = pad_of(encoder)
-    limits = Limits(window(model), settings.max_prompt, settings.max_completion)
+    limits = Limits(window(model), settings.max_prompt, settings.max_completion, vocabulary(model))
     name = settings.data[0] if settings.data else str(defaults.data_path("preference", "train"))
     pairs, held = _hold_out(_pairs(name, encoder, limits), settings, limits)
     output = open_folder("reward", settings, accelerator)
@@ -150,7 +150,7 @@ class _Training:
             say(self.console, f"continuing after step {self.step}")
         metrics = MetricsFile(self.output / "metrics.jsonl", self.step) if main else None
         self._evaluated(0, before)
-        saved = self.step
+        saved = -1 if state is None else self.step
         try:
             with View(self.console, "reward model", settings.steps, self.step) as view:
                 while self.step < settings.steps and not self._stopping(interrupt):
@@ -158,7 +158,7 @@ class _Training:
                     if metrics is not None:
                         metrics.write(figures)
                         view.step(figures)
-                    if settings.save_every and self.step - saved >= settings.save_every:
+                    if settings.save_every and self.step - max(0, saved) >= settings.save_every:
                         saved = self._save(before)
             if self.step != saved:
                 self._save(before)
@@ -167,12 +167,12 @@ class _Training:
                 metrics.close()
         self._save_model()
         if self.step < settings.steps:
-            say(self.console, f"stopped after {self.step} steps; --resume --output {self.output} continues after them")
+            say(self.console, f"stopped after {steps(self.step)}; --resume --output {self.output} goes on from there")
             return Outcome(self.output, self.step, before, {}, interrupted=True)
         after = self._measure(held)
         self._evaluated(self.step, after)
         if main and after:
-            self.console.print(comparison(f"reward model after {self.step} steps", before, after))
+            self.console.print(comparison(f"reward model after {steps(self.step)}", before, after))
             write_text(self.output / "evaluation.json", as_json({"steps": self.step, "before": before, "after": after}))
         say(self.console, f"the reward model is in {self.output / 'model'}: --score NAME={self.output / 'model'}")
         return Outcome(self.output, self.step, before, after)

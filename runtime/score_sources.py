@@ -74,9 +74,10 @@ class Sources:
         missing = [f"`{one}`" for one in reads if one not in columns]
         if missing:
             there = ", ".join(f"`{one}`" for one in columns)
+            other = f"{head}:{row.option.strip('[]')}" if row.instead else "FILE.py:FUNCTION"
             raise GroError.plain(
                 f"the score {head} reads the column {', '.join(missing)}; the data has {there}",
-                help=f"add the column, or another score with --score {name}=FILE.py:FUNCTION",
+                help=f"add the column, or another score with --score {name}={other}",
             )
         return self._of(name, f"{head}:{option}" if option else head, lambda: row.make(option), reads)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from grolang.language.diagnostics import GroError
@@ -58,6 +61,17 @@ class Scorer:
     @cached_property
     def caller(self) -> Caller:
         return Caller(self.function)
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Raise GroError where the function cannot be given these columns of the data."""
+        words = ["prompts", "completions", "completion_ids", *(name for name in columns if name not in RESERVED)]
+        try:
+            inspect.signature(self.function).bind(**dict.fromkeys(words))
+        except TypeError as error:
+            help = f"it is given {', '.join(words)}: name what it reads, and end with `**columns`"
+            raise GroError.plain(f"{self} cannot be called: {error}", help=help) from None
+        except ValueError:  # nobody knows what it takes
+            return
 
     def __str__(self) -> str:
         return f"the score `{self.name}` ({self.source})"
@@ -222,13 +236,14 @@ def _call(scorer: Scorer, asked: Asked, rows: slice, share: float, begun: Future
         time_given = f"{limit:g} seconds" if share == 1 else f"{limit * share:g} of the {limit:g} seconds that all have"
         raise Failure(f"gave no answer within {time_given}") from None
     except Exception as error:  # a user's function raises what it raises
-        raise Failure(f"failed: {type(error).__name__}: {error}{_raised_at(error)}") from error
+        raise Failure(f"failed: {type(error).__name__}: {error}{_raised_at(error, scorer.source)}") from error
     try:
         values = list(found)
     except TypeError:
         raise Failure(f"gave {found!r} instead of a list") from None
     if len(values) != len(words["prompts"]):
-        raise Miscounted(f"gave {len(values)} values for {len(words['prompts'])} completions")
+        plural = "" if len(values) == 1 else "s"
+        raise Miscounted(f"gave {len(values)} value{plural} for {len(words['prompts'])} completions")
     return values
 
 
@@ -237,9 +252,10 @@ def _short(value: object) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "…")
 
 
-def _raised_at(error: BaseException) -> str:
-    """Where in the user's own file, from the last frame of the traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+def _raised_at(error: BaseException, source: str) -> str:
+    """Where in the user's own file; for a function that is not of one, where at all."""
+    path = Path(source.rpartition(":")[0])
+    frames = list(traceback.extract_tb(error.__traceback__))
+    if path.suffix == ".py":
+        frames = [frame for frame in frames if Path(frame.filename) == path.resolve()]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -42,6 +42,7 @@ from grolang.runtime.policy import (
     load_model,
     load_tokenizer,
     recompute_activations,
+    vocabulary,
     window,
 )
 from grolang.runtime.rollout import Sampler
@@ -87,10 +88,13 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
     columns = tuple(dict.fromkeys(name for rows in main for name in rows.columns))
     scoring = Scoring(_scorers(method, settings, sources, main, drawn=drawn), accelerator, say, columns)
+    for scorer in scoring.scorers:
+        scorer.check(columns)
 
     model = _model(path, settings, accelerator)
     longest = settings.max_completion or (LONGEST if settings.model else defaults.MAX_COMPLETION)
-    limits = Limits(window(model), settings.max_prompt, longest if drawn else settings.max_completion)
+    known = vocabulary(model)
+    limits = Limits(window(model), settings.max_prompt, longest if drawn else settings.max_completion, known)
     uncut = replace(limits, completion=settings.max_completion)  # rows of the data are cut only where that is said
     loaded = [load_examples(rows, kind, encoder, limits, old=needs.old) for rows in main]
     shown = [load_examples(rows, part.kind, encoder, uncut) for part, rows in files if part.kind != kind]
@@ -264,6 +268,9 @@ def _engine(
         reference = WithoutAdapter(policy, model)
     elif method.needs.reference:
         own = frozen_copy(model) if settings.reference is None else _model(settings.reference, settings, accelerator)
+        if vocabulary(own) < min(vocabulary(model), len(encoder.tokenizer)):
+            message = f"--reference {settings.reference} knows {vocabulary(own)} tokens, fewer than the model"
+            raise GroError.plain(message, help="give a reference with the model's own tokenizer")
         reference = source(own.requires_grad_(False))
     if settings.lora:
         add_lora(model, settings.model or str(defaults.model_path()), settings)

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import socket
 import time
 from pathlib import Path
@@ -313,9 +314,49 @@ def test_conversations_in_the_other_forms_of_trl(write: Write) -> None:
         with_prompts(open_rows(path), "preference")
 
 
+def test_a_text_is_a_demonstration_without_a_prompt(write: Write) -> None:
+    rows = with_prompts(open_rows(write([{"text": f"text {at}"} for at in range(20)])), "demonstrations")
+    check_columns(rows, "demonstrations")
+    check_rows(rows, "demonstrations")
+    examples = load_examples(rows, "demonstrations", ENCODER, Limits(None))
+    only = examples.take([3])[0]
+    assert len(only.prompt) == 1 and ENCODER.tokenizer.decode(only.completions[0][:-1]) == "text 3"
+    rest, held = examples.divide(2, 0)
+    assert (len(rest), len(held)) == (18, 2)  # the empty prompt is one of all of them
+    with pytest.raises(GroError, match=":2: expected a text"):
+        with_prompts(open_rows(write([{"text": "a"}, {"text": " "}])), "demonstrations")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Q: 1+1? A: 12", "Q: 1+1? A: 13", "Q: 1+1? A:"),  # whole words, with their space
+        ("Q\n\nYes, it is", "Q\n\nNo", "Q\n\n"),
+    ],
+)
+def test_plain_pairs_without_a_prompt_have_the_one_that_both_begin_with(
+    chosen: str, rejected: str, prompt: str, write: Write
+) -> None:
+    row = with_prompts(open_rows(write([{"chosen": chosen, "rejected": rejected}])), "preference")[0]
+    assert row["prompt"] == prompt and prompt + row["chosen"] == chosen and prompt + row["rejected"] == rejected
+
+
+def test_plain_pairs_that_begin_or_end_alike_are_refused(write: Write) -> None:
+    for chosen, rejected in (("a b", "c d"), ("a b", "a "), ("a b c", "a b ")):
+        with pytest.raises(GroError, match=":1: expected `chosen` and `rejected` that begin with the same words"):
+            with_prompts(open_rows(write([{"chosen": chosen, "rejected": rejected}])), "preference")
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(write: Write) -> None:
+    said = complaint(write([{"prompt": "ab", "completion": "cd"}]), "demonstrations", Limits(None, known=1))
+    assert re.search(
+        r":1: the tokenizer gives token \d+, and the model has embeddings for tokens 0 to 0\n help: use", said
+    )
+
+
 def test_conversations_without_a_chat_template(write: Write) -> None:
     said = complaint(write([conversation("1+1=", "2")]), "demonstrations")
-    assert "the tokenizer has no chat template" in said
+    assert "the tokenizer has no chat template\n help: give one with --chat-template" in said
 
 
 def test_text_and_conversation_do_not_mix(write: Write) -> None:

@@ -299,6 +299,17 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny: str, tmp_path: Path,
         run(tiny, tmp_path / "out", "dpo", write(rows_of("preference")), resume=True)
 
 
+def test_a_run_that_has_no_checkpoint_is_neither_resumed_nor_overwritten(
+    tiny: str, tmp_path: Path, write: Write
+) -> None:
+    data, output = write(rows_of("preference")), tmp_path / "out"
+    with pytest.raises(GroError, match="no such held-out figure"):
+        run(tiny, output, "dpo", data, eval_metric="nonsense", eval_every=1)
+    for again in ({}, {"resume": True}):
+        with pytest.raises(GroError, match=rf"no checkpoint(.|\n)*remove {output}, or give another --output"):
+            run(tiny, output, "dpo", data, **again)
+
+
 def test_an_output_that_cannot_be_written(tiny: str, tmp_path: Path, write: Write) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GroError, match="cannot make the folder"):
@@ -424,7 +435,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
     said = io.StringIO()
     with pytest.raises(GroError, match="No space left on device"):
         run(tiny, tmp_path / "out", "sft", data, said, steps=6, save_every=2)
-    assert f"2 steps are saved; --resume --output {tmp_path / 'out'} continues after them" in said.getvalue()
+    assert f"2 steps saved; --resume --output {tmp_path / 'out'} goes on from there" in said.getvalue()
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
     start({"output": str(tmp_path / "out"), "resume": True}, None, Console(file=io.StringIO()))

@@ -193,7 +193,7 @@ class Watched(Future[Any]):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("return [1.0]", r"`r` \(.*rewards.py:good\) gave 1 values for 4 completions, though not when it gets fewer"),
+        ("return [1.0]", r"`r` \(.*rewards.py:good\) gave 1 value for 4 completions, though not when it gets fewer"),
         ("return [1.0, None, float('nan'), 2.0]", r"gave nan instead of a finite number for completion 2: 'a' → 'bad'"),
         ("return [1.0, 2.0, 'high', 4]", r"gave 'high' instead of a finite number for completion 2"),
         (
@@ -207,7 +207,7 @@ class Watched(Future[Any]):
         (f"{BAD}{HANGS}while True: pass\n    {ONES}", "gave no answer within .* completion 2: 'a'"),
         ("return [1.0 for c in completions if c != 'bad']", "gave 0 values for 1 completions for completion 2: 'a'"),
         ("return None", "gave None instead of a list for completion 0"),
-        ("raise SystemExit(3)", "failed: RuntimeError: it exits: 3"),
+        ("raise SystemExit(3)", r"failed: RuntimeError: it exits: 3 \(.*rewards.py:3\)"),
     ],
 )
 def test_a_function_that_fails_is_named_with_the_row(
@@ -216,6 +216,23 @@ def test_a_function_that_fails_is_named_with_the_row(
     monkeypatch.setattr(calls, "Future", Watched)
     with pytest.raises(GroError, match=said):
         marks(own(tmp_path, body), ["x", "y", "bad", "z"])
+
+
+def test_a_function_that_cannot_take_the_columns_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "def few(completions): pass\ndef many(completions, gone, **columns): pass\ndef fine(answer, **columns): pass\n"
+    )
+
+    def check(name: str) -> None:
+        scorer(None, f"{tmp_path / 'rewards.py'}:{name}").check(("prompt", "answer", "chosen"))
+
+    with pytest.raises(GroError, match=r"cannot be called: got an unexpected keyword argument(.|\n)*end with `\*\*col"):
+        check("few")
+    with pytest.raises(
+        GroError, match=r"missing a required argument: 'gone'\n help: it is given prompts, .*, answer: "
+    ):
+        check("many")
+    check("fine")
 
 
 @pytest.mark.parametrize("on_error", ["zero", "skip"])
