@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grolang.language import ir
-from grolang.language.expressions import constant
+from grolang.language.ir import constant
 from grolang.language.scopes import joined
 
 

@@ -28,8 +28,8 @@ from grolang.explain.printer import (
 from grolang.explain.steps import expression
 from grolang.explain.tidy import unsigned
 from grolang.language import ir
-from grolang.language.expressions import constant
 from grolang.language.facts import reads
+from grolang.language.ir import constant
 from grolang.language.scopes import Scope
 
 _SHORT = 60  # characters of LaTeX that a factor may have in the first formula

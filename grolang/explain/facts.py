@@ -13,9 +13,8 @@ from grolang.explain.components import components
 from grolang.explain.document import Code, Inline, Words, listed
 from grolang.explain.printer import Printer
 from grolang.language.diagnostics import Diagnostic
-from grolang.language.expressions import constant
 from grolang.language.facts import Facts
-from grolang.language.ir import Argument, FunctionDefinition, Law, MethodIR
+from grolang.language.ir import Argument, FunctionDefinition, Law, MethodIR, constant
 
 _MOVES = {"+": "rising", "-": "falling", "=": "constant"}
 

@@ -14,8 +14,7 @@ from grolang.explain.printer import MINUS, Printer, Written
 from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.diagnostics import Diagnostic
-from grolang.language.expressions import constant
-from grolang.language.ir import Argument, MethodIR
+from grolang.language.ir import Argument, MethodIR, constant
 from grolang.language.source import heading
 
 #: definitions that a row writes out; what else an author has named stays a name

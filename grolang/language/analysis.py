@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 from grolang.language.components import COMPONENTS
 from grolang.language.declarations import Declarations, leaf
-from grolang.language.expressions import constant
 from grolang.language.facts import Facts, Known, key, pointwise, reads, value
 from grolang.language.findings import Findings
 from grolang.language.functions import FUNCTIONS, OBSERVABLES
 from grolang.language.habits import DECLARED
-from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce
+from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named, Observed, Reduce, constant
 from grolang.language.scopes import Scope
 from grolang.language.source import Span
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from lark import Token, Tree
 
-from grolang.language import ir
+from grolang.language import ir, misuse
 from grolang.language.components import COMPONENTS, FUNCTION_COMPONENTS, Component
 from grolang.language.declarations import Declarations, canonical, leaf
-from grolang.language.findings import Findings, listed, suggested
+from grolang.language.findings import Findings
 from grolang.language.functions import (
     BINARY,
     CALLABLE,
@@ -25,7 +25,8 @@ from grolang.language.functions import (
     SPELLINGS,
     Form,
 )
-from grolang.language.habits import meant
+from grolang.language.ir import constant
+from grolang.language.misuse import Misuse
 from grolang.language.scopes import REDUCED, Scope, has_axis, joined
 from grolang.language.source import Source, Span
 from grolang.language.syntax import Statement, branches, operator, tree_of
@@ -164,10 +165,7 @@ class Elaborator:
     def read_literal(self, tree: Tree[Token]) -> ir.Expr | None:
         value = float(str(tree.children[0]))
         if math.isinf(value):
-            self.findings.add(
-                "E505", f"`{tree.children[0]}` is too large a number", self._span(tree), help="write `inf`"
-            )
-            return None
+            return self._refuse(misuse.too_large(str(tree.children[0])), self._span(tree))
         return ir.Number(scope=Scope.CONST, span=self._span(tree), value=value)
 
     def read_parenthesis(self, tree: Tree[Token]) -> ir.Expr | None:
@@ -183,9 +181,8 @@ class Elaborator:
         if name in OBSERVABLES:
             row = OBSERVABLES[name]
             if row.data and not self.has(row.data):
-                code = "E402" if row.data == "groups" else "E401"
-                self._wrong_data(code, f"`{spelled}` needs {DATA_OF[row.data][0]}", span)
-                return None
+                code, needs = "E402" if row.data == "groups" else "E401", DATA_OF[row.data][0]
+                return self._refuse(misuse.wrong_data(code, f"`{spelled}` needs {needs}", self.data), span)
             return ir.Observed(scope=row.scope, live=row.live, span=span, name=name)
         statement = self.declared.table.get(("name", name))
         if statement is not None and statement.kind == "param":
@@ -195,48 +192,37 @@ class Elaborator:
         if self._binding and self._binding.component == "upsilon" and name == "advantage":
             return ir.Argument(scope=self._binding.scope, span=span, name="upsilon")
         if name in FUNCTION_COMPONENTS or (statement is not None and statement.kind == "function"):
-            help = "use its argument's definition, or name the value in a definition of its own"
-            self.findings.add("E205", f"`{spelled}` is a function component, not a value", span, help=help)
-            return None
+            return self._refuse(misuse.function_component(spelled), span)
         if statement is not None or name in COMPONENTS:
             return self._component(name, spelled, span)
-        self._unknown(spelled, span)
-        return None
+        return self._unknown(spelled, span)
 
     def _component(self, name: str, spelled: str, span: Span) -> ir.Expr | None:
         assert self._statement is not None
         given = ("name", name) in self.declared.table or name in self.declared.broken
         if name == "reward" and not given and self._statement.place is None:
-            help = "add `reward = …`"
-            self.findings.add("E201", f"`{spelled}` is used, but the method gives no reward", span, help=help)
-            return None
+            return self._refuse(misuse.no_reward(spelled), span)
         return self._named(name, span)
 
-    def _unknown(self, spelled: str, span: Span) -> None:
+    def _unknown(self, spelled: str, span: Span) -> ir.Expr | None:
         if canonical(spelled) in self.declared.broken:
-            return  # the statement that declares it has a finding of its own
+            return None  # the statement that declares it has a finding of its own
         if canonical(spelled) in CALLABLE or spelled in SPELLINGS:
-            help = f"call it: `{spelled}(…)`"
-            self.findings.add("E205", f"`{spelled}` is a function, not a value", span, help=help)
-            return
+            return self._refuse(misuse.function_as_value(spelled), span)
         if spelled in KEYWORDS:
-            help = meant(spelled) or f"a keyword cannot be a name: call yours `my_{spelled}`"
-            self.findings.add("E205", f"`{spelled}` is a keyword, not a value", span, help=help)
-            return
+            return self._refuse(misuse.keyword_as_value(spelled), span)
         around = {name for name, _ in self._stack}  # a value of these would be defined through itself
         known = self.known() - around if len(self.findings) < MANY else ()
-        drawn = f", or `score {spelled}`" if "prompts" in self.data else ""
-        otherwise = f"define it: `{spelled} = …`, or `param {spelled} = …`{drawn}"
-        help = meant(spelled, around) or suggested(spelled, known, otherwise)
-        self.findings.add("E201", f"there is no `{spelled}`", span, label="not known", help=help)
+        return self._refuse(misuse.unknown(spelled, known, around, drawn="prompts" in self.data), span)
+
+    def _refuse(self, wrong: Misuse, span: Span, notes: Iterable[tuple[Span, str]] = ()) -> ir.Expr | None:
+        """A finding at this place, and None for the expression."""
+        self.findings.add(wrong.code, wrong.message, span, label=wrong.label, help=wrong.help, notes=notes)
+        return None
 
     def has(self, data: str) -> bool:
         """Whether the method's data holds pairs, labels, groups, …"""
         return not self.data or bool(DATA_OF[data][1] & set(self.data))
-
-    def _wrong_data(self, code: str, message: str, span: Span, help: str = "") -> None:
-        message += f"; this method learns from `data {' + '.join(self.data)}`"
-        self.findings.add(code, message, span, help=help or "change the `data` line, or do without it")
 
     # --- operators ----------------------------------------------------------------------------------------------
 
@@ -279,10 +265,7 @@ class Elaborator:
         if not tokens or all(part.scope is not Scope.COMPARISON for part in parts):
             return False
         assert self._statement is not None
-        text = self._statement.source.quoted(tokens[0].span)
-        message = f"`own` compares sequences; `{text}` has one value per token"
-        help = f"say how its tokens count: `sum({text} over tokens)`"
-        self.findings.add("E308", message, tokens[0].span, label="token", help=help)
+        self._refuse(misuse.tokens_compared(self._statement.source.quoted(tokens[0].span)), tokens[0].span)
         return True
 
     # --- calls --------------------------------------------------------------------------------------------------
@@ -296,8 +279,7 @@ class Elaborator:
         if isinstance(axis, Token):
             return self._reduction(tree, word, name, trees, axis)
         if name in REDUCTIONS and (name not in NAMED or len(trees) == 1):
-            self._without_axis(word, trees[0])
-            return None
+            return self._without_axis(word, trees[0])
         if name in NAMED:
             if not self._counted(word, len(trees), NAMED[name].arguments):
                 return None
@@ -306,83 +288,56 @@ class Elaborator:
             if not self._counted(word, len(trees), FORMS[name].arguments):
                 return None
             return self._form(tree, word, FORMS[name], trees)
-        self._no_function(word, name)
-        return None
+        return self._no_function(word, name)
 
-    def _no_function(self, word: Token, name: str) -> None:
+    def _no_function(self, word: Token, name: str) -> ir.Expr | None:
         span = self._span(word)
         statement = self.declared.table.get(("name", name))
         if statement is not None and statement.kind == "function" and name not in FUNCTION_COMPONENTS:
-            return  # its declaration has a finding of its own
+            return None  # its declaration has a finding of its own
         if name in FUNCTION_COMPONENTS:
-            help = "only the estimator calls it; name the value in a definition of its own"
-            self.findings.add("E205", f"`{word}` is a component and cannot be called", span, help=help)
-        elif name in self.known():
-            self.findings.add(
-                "E205", f"`{word}` is a value, not a function", span, help=f"write `{word} * (…)` to multiply"
-            )
-        elif name == "any":
-            help = "`any(scope)` is an arbitrary value, in laws alone: `law N: invariant when X = any(scope)`"
-            self.findings.add("E205", "`any` stands in laws only", span, help=help)
-        else:
-            help = meant(str(word)) or suggested(str(word), CALLABLE, "the reference lists every function")
-            self.findings.add("E205", f"there is no function `{word}`", span, label="not known", help=help)
+            return self._refuse(misuse.component_called(word), span)
+        if name in self.known():
+            return self._refuse(misuse.value_called(word), span)
+        return self._refuse(misuse.any_outside_laws() if name == "any" else misuse.no_function(str(word)), span)
 
     def _counted(self, word: Token, given: int, expected: tuple[str, ...], over: str = "") -> bool:
-        if given == len(expected):
-            return True
-        form = f"{word}({', '.join(expected)}{over})"
-        if given > len(expected) and expected == ("a", "b"):  # `min` and `max`
-            form = f"{word}({word}(a, b), c)"
-        plural = "" if len(expected) == 1 else "s"
-        message = f"`{word}` takes {len(expected)} argument{plural}, not {given}"
-        self.findings.add("E206", message, self._span(word), help=f"write `{form}`")
-        return False
+        if given != len(expected):
+            self._refuse(misuse.miscounted(word, given, expected, over), self._span(word))
+        return given == len(expected)
 
-    def _without_axis(self, word: Token, tree: Tree[Token]) -> None:
+    def _without_axis(self, word: Token, tree: Tree[Token]) -> ir.Expr | None:
         inner = self._expression(tree)
-        if inner is not None:
-            axis = "tokens" if inner.scope is Scope.TOKEN else "batch"
-            help = f"write `{word}({self._text(tree)} over {axis})`, or another axis"
-            self.findings.add("E304", f"`{word}` does not say over which axis", self._span(word), help=help)
+        if inner is None:
+            return None
+        return self._refuse(misuse.without_axis(word, self._text(tree), inner.scope), self._span(word))
 
     def _reduction(
         self, tree: Tree[Token], word: Token, name: str, trees: list[Tree[Token]], axis_word: Token
     ) -> ir.Expr | None:
+        if name not in REDUCTIONS and name in CALLABLE:
+            return self._refuse(misuse.reduces_nothing(word, axis_word), self._span(axis_word))
         if name not in REDUCTIONS:
-            if name in CALLABLE:
-                help = f"write it without `over {axis_word}`"
-                self.findings.add("E304", f"`{word}` does not reduce over an axis", self._span(axis_word), help=help)
-            else:
-                otherwise = f"the reductions are {listed(REDUCTIONS)}"
-                help = meant(str(word)) or suggested(str(word), REDUCTIONS, otherwise)
-                self.findings.add(
-                    "E205", f"there is no reduction `{word}`", self._span(word), label="not known", help=help
-                )
-            return None
+            return self._refuse(misuse.no_reduction(str(word)), self._span(word))
         row = REDUCTIONS[name]
         if not self._counted(word, len(trees), ("x", "q")[: row.arguments], f" over {axis_word}"):
             return None
         axis = str(axis_word)
         values = [self._inside(axis, argument) for argument in trees]
         if axis not in REDUCED:
-            help = suggested(axis, REDUCED, f"the axes are {listed(REDUCED)}")
-            self.findings.add("E207", f"there is no axis `{axis}` to reduce over", self._span(axis_word), help=help)
-            return None
+            return self._refuse(misuse.unknown_axis(axis), self._span(axis_word))
         if any(value is None for value in values):
             return None
         value, *rest = [value for value in values if value is not None]
         if axis in ("group", "others") and not self.has("groups"):
-            self._wrong_data(
-                "E402", f"`over {axis}` needs groups", self._span(axis_word), "use `over batch`, or data with groups"
-            )
-            return None
+            help = "use `over batch`, or data with groups"
+            wrong = misuse.wrong_data("E402", f"`over {axis}` needs groups", self.data, help)
+            return self._refuse(wrong, self._span(axis_word))
         if axis == "others" and self.alone and not self.in_law:
-            self._no_others(self._span(axis_word))
-            return None
+            return self._refuse(misuse.no_others(), self._span(axis_word), self._group())
         if not has_axis(value.scope, axis):
-            self._no_axis(word, trees[0], value, axis)
-            return None
+            wrong = misuse.nothing_over(axis, word, self._text(trees[0]), value.scope)
+            return self._refuse(wrong, self._span(trees[0]))
         if rest and not self._quantile(rest[0], trees[1]):
             return None
         return ir.Reduce(
@@ -394,11 +349,10 @@ class Elaborator:
             arguments=(value, *rest),
         )
 
-    def _no_others(self, span: Span) -> None:
+    def _group(self) -> list[tuple[Span, str]]:
+        """Where the file says that a group is one completion."""
         statement = self.declared.one("group")
-        notes = [] if statement is None else [(statement.span_of(leaf(statement)), "one completion for each prompt")]
-        help = "write `group 2` or more, or reduce `over batch`"
-        self.findings.add("E406", "a group of one has no others", span, label="nothing is left", notes=notes, help=help)
+        return [] if statement is None else [(statement.span_of(leaf(statement)), "one completion for each prompt")]
 
     def _inside(self, axis: str, tree: Tree[Token]) -> ir.Expr | None:
         """An argument of a reduction over this axis."""
@@ -408,42 +362,22 @@ class Elaborator:
         finally:
             self._axis = before
 
-    def _no_axis(self, word: Token, tree: Tree[Token], value: ir.Expr, axis: str) -> None:
-        verbs = {"sum": "sum", "max": "take the largest of", "min": "take the smallest of"}
-        action = (verbs | {"quantile": "take a quantile of"}).get(str(word), f"take the {word} of")
-        what = {"tokens": "tokens", "group": "the group", "others": "the others", "batch": "the batch"}[axis]
-        example = "a token value such as `logp`" if axis == "tokens" else "a sequence value such as a score"
-        act = "sum" if word == "sum" else "reduce"
-        self.findings.add(
-            "E301",
-            f"nothing to {action} over {what}: `{self._text(tree)}` {value.scope.phrase}",
-            self._span(tree),
-            label=value.scope.word,
-            help=f"write `{self._text(tree)}`, or {act} {example}",
-        )
-
     def _quantile(self, q: ir.Expr, tree: Tree[Token]) -> bool:
+        value, wrong = constant(q), None
         if q.scope is not Scope.CONST:
             help = "use a number or a parameter between 0 and 1"
-            message = f"the `q` of a quantile must be one number; `{self._text(tree)}` {q.scope.phrase}"
-            self.findings.add("E302", message, self._span(tree), label=q.scope.word, help=help)
-            return False
-        value = constant(q)
-        if value is not None and not 0 <= value <= 1:
-            help = "0.5 is the median"
-            self.findings.add(
-                "E505", f"the `q` of a quantile lies between 0 and 1, not {value:g}", self._span(tree), help=help
-            )
-            return False
-        return True
+            wrong = misuse.not_one_number("the `q` of a quantile", self._text(tree), q.scope, help)
+        elif value is not None and not 0 <= value <= 1:
+            wrong = misuse.no_share(value)
+        if wrong is not None:
+            self._refuse(wrong, self._span(tree))
+        return wrong is None
 
     def _any(self, tree: Tree[Token], trees: list[Tree[Token]]) -> ir.Expr | None:
         words = {scope.word: scope for scope in Scope if scope is not Scope.COMPARISON}
         named = str(trees[0].children[0]) if len(trees) == 1 and trees[0].data == "name" else ""
         if named not in words:
-            help = f"write `any(SCOPE)`, SCOPE one of {listed(words)}"
-            self.findings.add("E206", "`any` takes the name of a scope", self._span(tree), help=help)
-            return None
+            return self._refuse(misuse.any_of_no_scope(words), self._span(tree))
         return ir.Arbitrary(scope=words[named], span=self._span(tree))
 
     # --- forms --------------------------------------------------------------------------------------------------
@@ -451,51 +385,26 @@ class Elaborator:
     def _form(self, tree: Tree[Token], word: Token, row: Form, trees: list[Tree[Token]]) -> ir.Expr | None:
         values = [self._expression(argument) for argument in trees]
         if row.data and not self.has(row.data):
-            code = "E404" if row.data == "prompts" else "E401"
-            self._wrong_data(code, f"`{word}` needs {DATA_OF[row.data][0]}", self._span(word))
-            return None
+            code, needs = "E404" if row.data == "prompts" else "E401", DATA_OF[row.data][0]
+            return self._refuse(misuse.wrong_data(code, f"`{word}` needs {needs}", self.data), self._span(word))
         if any(value is None for value in values):
             return None
         whole = [value for value in values if value is not None]
         value = whole[0]
         if row.name == "own" and self._axis != "others":
-            self._misplaced(word, trees[0])
-            return None
+            return self._refuse(misuse.misplaced(word, self._text(trees[0]), self._axis), self._span(word))
         if not row.coarsest <= value.scope <= row.takes:
-            self._wrong_scope(word, row, trees[0], value)
-            return None
+            wrong = misuse.wrong_scope(word, row, self._text(trees[0]), value.scope)
+            return self._refuse(wrong, self._span(trees[0]))
         if row.name == "to_go" and whole[1].scope is not Scope.CONST:
-            message = f"the discount of `to_go` must be one number; `{self._text(trees[1])}` {whole[1].scope.phrase}"
-            help = "use a number or a parameter"
-            self.findings.add("E302", message, self._span(trees[1]), label=whole[1].scope.word, help=help)
-            return None
+            what, text = "the discount of `to_go`", self._text(trees[1])
+            wrong = misuse.not_one_number(what, text, whole[1].scope, "use a number or a parameter")
+            return self._refuse(wrong, self._span(trees[1]))
         if row.name in ("greedy", "mismatched") and not self._made_of(row.name, value, word):
             return None
         gives = value.scope if row.name == "sg" else row.gives
         live = row.flows and value.live
         return ir.Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=tuple(whole))
-
-    def _misplaced(self, word: Token, tree: Tree[Token]) -> None:
-        """`own` where no sequence is held against the others of its group."""
-        text = self._text(tree)
-        where = f"within `over {self._axis}`" if self._axis in REDUCED else "here"
-        message = f"`{word}({text})` means nothing {where}: it belongs within `… over others`"
-        help = f"write the whole comparison there, such as `mean({word}({text}) > {text} over others)`"
-        self.findings.add("E308", message, self._span(word), help=help)
-
-    def _wrong_scope(self, word: Token, row: Form, tree: Tree[Token], value: ir.Expr) -> None:
-        text = self._text(tree)
-        if value.scope is Scope.TOKEN:
-            help = f"say how its tokens count: `{word}(sum({text} over tokens))`"
-        elif value.scope is Scope.COMPARISON:
-            help = "reduce the comparison first: `sum(… over others)`"
-        elif row.takes is Scope.TOKEN:
-            help = f"`{word}` runs along the tokens: give it a token value, such as `terminal({text})`"
-        else:
-            help = f"write `{text}`: it is the same for every sequence of the group"
-        expected = row.takes.word
-        message = f"`{word}` takes one value per {expected}; `{text}` {value.scope.phrase}"
-        self.findings.add("E302", message, self._span(tree), label=value.scope.word, help=help)
 
     def _made_of(self, form: str, value: ir.Expr, word: Token) -> bool:
         """Whether the argument of `greedy` is made of scores, that of `mismatched` of log-probs."""
@@ -503,21 +412,14 @@ class Elaborator:
         scores = {name for name, _ in self.declared.of_kind("score")}
         if form == "greedy":
             strange = [name for name in seen if name not in scores]
-            good, what, code = bool(seen) and not strange, "scores only", "E306"
+            good, what, code = bool(seen) and not strange, "scores", "E306"
         else:
             allowed = {*LOG_PROBS, "position", "length"}
             strange = [name for name in seen if name not in allowed]
-            good, what, code = not strange and bool(set(seen) & set(LOG_PROBS)), "log-probs only", "E307"
-        if good:
-            return True
-        why = f"it uses {listed(strange, last='and')}" if strange else "it uses none"
-        self.findings.add(
-            code,
-            f"`{word}` takes an expression made of {what}; {why}",
-            value.span,
-            help=f"leave what is not {what.removesuffix(' only')} outside of `{word}(…)`",
-        )
-        return False
+            good, what, code = not strange and bool(set(seen) & set(LOG_PROBS)), "log-probs", "E307"
+        if not good:
+            self._refuse(misuse.made_of_other(code, word, what, strange), value.span)
+        return good
 
     def observed(self, expr: ir.Expr) -> list[str]:
         """Every observable, score and reduction beyond tokens that an expression uses, through definitions."""
@@ -532,13 +434,3 @@ class Elaborator:
             elif isinstance(node, ir.Call) and node.function in FORMS.keys() - {"sg", "terminal", "to_go"}:
                 found.append(node.function)
         return list(dict.fromkeys(found))
-
-
-def constant(expr: ir.Expr) -> float | None:
-    """The value of a number, with or without a sign."""
-    if isinstance(expr, ir.Number):
-        return expr.value
-    if isinstance(expr, ir.Call) and expr.function == "negate":
-        inner = constant(expr.arguments[0])
-        return None if inner is None else -inner
-    return None

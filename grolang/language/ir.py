@@ -213,5 +213,15 @@ def nodes(expr: Expr, definitions: Mapping[str, Definition | None] | None = None
                 stack.append(definition.body)
 
 
+def constant(expr: Expr) -> float | None:
+    """The value of a number, with or without a sign."""
+    if isinstance(expr, Number):
+        return expr.value
+    if isinstance(expr, Call) and expr.function == "negate":
+        inner = constant(expr.arguments[0])
+        return None if inner is None else -inner
+    return None
+
+
 for _node in (Call, Reduce):
     _node.model_rebuild()

@@ -23,10 +23,9 @@ from grolang.explain.formula import Formula, tightened
 from grolang.explain.printer import Printer
 from grolang.language import library
 from grolang.language.checker import check
-from grolang.language.expressions import constant
 from grolang.language.facts import value
 from grolang.language.functions import FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS
-from grolang.language.ir import Call, Expr, MethodIR, Number, Parameter
+from grolang.language.ir import Call, Expr, MethodIR, Number, Parameter, constant
 from grolang.language.scopes import Scope
 from grolang.language.source import Source, Span
 
