@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import hypothesis
 import torch
@@ -80,6 +81,10 @@ class Pair:
         """The tensors of a batch that the two coefficients use."""
         return frozenset(name for name, _ in self.program.loads("left", "right"))
 
+    def batches(self) -> st.SearchStrategy[Batch]:
+        """Those that both methods accept."""
+        return batches(*self.methods, smallest_group=smallest_group(self.program))
+
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
         """Both coefficients on a batch, and the first part whose values differ."""
         run = Run(self.program, batch, self.name, Arbitrary(seed))
@@ -105,7 +110,12 @@ class Pair:
                     return part
         return ""
 
+    def comparable(self, left: Tensor, right: Tensor) -> bool:
+        """Whether a batch says anything: where a side is not finite it does not."""
+        return bool((torch.isfinite(left) & torch.isfinite(right)).all())
+
     def agree(self, left: Tensor, right: Tensor) -> bool:
+        """Equal, up to a positive factor where that is the claim."""
         if not self.proportional:
             return agree(left, right)
         place = int(right.abs().flatten().argmax()) if right.numel() else 0
@@ -115,10 +125,30 @@ class Pair:
         return bool(a / b > 0) and agree(left, right * (a / b))
 
 
-def agree(left: Tensor, right: Tensor) -> bool:
-    """Equal to TOLERANCE of the largest entry."""
+class Compared(Protocol):
+    """Two coefficient tensors that should agree on every batch of a strategy; `tensors` may raise GroError."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def methods(self) -> tuple[MethodIR, ...]: ...
+    @property
+    def reads(self) -> frozenset[str]: ...
+    def batches(self) -> st.SearchStrategy[Batch]: ...
+    def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]: ...
+    def comparable(self, left: Tensor, right: Tensor) -> bool: ...
+    def agree(self, left: Tensor, right: Tensor) -> bool: ...
+
+
+def smallest_group(program: Program) -> int:
+    """Sequences that a group has at least, for the program to have a value."""
+    return 2 if any(step.others for step in program.steps) else 1
+
+
+def agree(left: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Equal to `tolerance` of the largest entry."""
     size = max(float(left.abs().max()), float(right.abs().max()), 1e-3) if left.numel() else 1.0
-    return bool(((left - right).abs() <= TOLERANCE * size).all())
+    return bool(((left - right).abs() <= tolerance * size).all())
 
 
 @dataclass(frozen=True)
@@ -206,11 +236,11 @@ def _loss_pair(law: Law, method: MethodIR) -> Pair:
     return Pair(verified(Program(tuple(build.steps), outputs)), (method,), name=law.name)
 
 
-def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
+def search(pair: Compared, *, examples: int, seed: int) -> Verdict:
     """Try batches; the smallest that tells the two sides apart, if there is one."""
     found: list[tuple[Batch, int]] = []
+    broken: list[Exception] = []
     tried, first = 0, math.inf
-    smallest = 2 if any(step.others for step in pair.program.steps) else 1
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -221,14 +251,17 @@ def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
         suppress_health_check=list(hypothesis.HealthCheck),
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(batches(*pair.methods, smallest_group=smallest), st.integers(0, 9))
+    @hypothesis.given(pair.batches(), st.integers(0, 9))
     def trial(batch: Batch, draw: int) -> None:
         nonlocal tried, first
         if time.monotonic() - first > SHRINKING:
             raise _Enough
-        left, right, _ = pair.tensors(batch, draw)
-        whole = torch.isfinite(left) & torch.isfinite(right)
-        hypothesis.assume(bool(whole.all()))
+        try:
+            left, right, _ = pair.tensors(batch, draw)
+        except Exception as error:  # told at once, as it is: a smaller batch would not say more
+            broken.append(error)
+            raise _Enough from error
+        hypothesis.assume(pair.comparable(left, right))
         tried += 1
         if not pair.agree(left, right):
             found.append((batch, draw))
@@ -238,13 +271,15 @@ def search(pair: Pair, *, examples: int, seed: int) -> Verdict:
     try:
         trial()
     except (_Different, _Enough):
+        if not found:
+            raise broken[0] from None
         return Verdict(pair.name, "", "failed", tried, _smallest(pair, *found[-1]))
     except hypothesis.errors.Unsatisfiable:
         return Verdict(pair.name, "", "failed", tried, error="no batch gave finite coefficients on both sides")
     return Verdict(pair.name, "", "held", tried)
 
 
-def _smallest(pair: Pair, batch: Batch, draw: int) -> Counterexample:
+def _smallest(pair: Compared, batch: Batch, draw: int) -> Counterexample:
     """What Hypothesis had found by then, made smaller still."""
 
     def fails(batch: Batch) -> bool:
@@ -252,7 +287,7 @@ def _smallest(pair: Pair, batch: Batch, draw: int) -> Counterexample:
             left, right, _ = pair.tensors(batch, draw)
         except GroError:  # a group of one, half of a pair: no batch of these methods
             return False
-        return bool((torch.isfinite(left) & torch.isfinite(right)).all()) and not pair.agree(left, right)
+        return pair.comparable(left, right) and not pair.agree(left, right)
 
     pairs = any("preference" in method.data for method in pair.methods)
     batch = smaller(batch, fails, pair.reads, pairs=pairs)

@@ -80,11 +80,6 @@ class LawFails(Exception):
 
 
 def _told(method: str, verdict: Any) -> str:
-    from rich.console import Console
+    from grolang.laws.show import failure, text
 
-    from grolang.laws.show import failure
-
-    console = Console(width=110, no_color=True)
-    with console.capture() as text:
-        console.print(failure(method, verdict))
-    return text.get()
+    return text(failure(method, verdict))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -43,6 +43,14 @@ def counterexample(found: Counterexample) -> RenderableType:
     if found.part:
         parts.append(Text(f"the first part that differs: {found.part}"))
     return Group(*parts)
+
+
+def text(shown: RenderableType) -> str:
+    """As plain text, for a test's message."""
+    console = Console(width=110, no_color=True)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
 
 
 def _about(found: Counterexample, row: int) -> str:

@@ -21,11 +21,19 @@ SCORES = st.integers(-4, 4).map(lambda n: n / 4)
 
 
 @st.composite
-def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, largest_group: int = 3) -> Batch:
+def batches(
+    draw: st.DrawFn,
+    *methods: MethodIR,
+    smallest_group: int = 1,
+    largest_group: int = 3,
+    holes: bool = True,
+    padding: bool = True,
+) -> Batch:
     """A batch in float64 that holds everything these methods may use.
 
     Pairs where one of them learns from preferences, else groups of `smallest_group` to `largest_group`; ragged
-    masks with holes; one-token completions; sometimes a padding row; rows in any order.
+    masks, with `holes` in them; one-token completions; with `padding` sometimes a row that is all off; rows in any
+    order.
     """
     kinds = {kind for method in methods for kind in method.data}
     pairs = "preference" in kinds
@@ -36,8 +44,8 @@ def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, larges
         for row in range(len(group))
     ]
     slots = draw(st.integers(1, 3))
-    mask = [_row(draw, slots) for _ in group]
-    if draw(st.booleans()):
+    mask = [_row(draw, slots, holes) for _ in group]
+    if padding and draw(st.booleans()):
         mask.append([False] * slots)
         group.append(0)
         label.append(1.0)
@@ -62,7 +70,7 @@ def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, larges
         scores={name: _tensor(draw(SCORES) for _ in range(rows)) for name in names},
         greedy_scores={name: _tensor(by_prompt[name][index] for index in group) for name in names},
         mismatched=Batch(
-            mask=torch.tensor([_row(draw, slots) for _ in range(rows)]),
+            mask=torch.tensor([_row(draw, slots, holes) for _ in range(rows)]),
             logp=_logps(draw, rows, slots),
             logp_old=_logps(draw, rows, slots),
             logp_ref=_logps(draw, rows, slots),
@@ -72,8 +80,11 @@ def batches(draw: st.DrawFn, *methods: MethodIR, smallest_group: int = 1, larges
     )
 
 
-def _row(draw: st.DrawFn, slots: int) -> list[bool]:
-    """At least one completion token."""
+def _row(draw: st.DrawFn, slots: int, holes: bool) -> list[bool]:
+    """At least one completion token; without holes they come first."""
+    if not holes:
+        length = draw(st.integers(1, slots))
+        return [slot < length for slot in range(slots)]
     row = [True, *(draw(st.booleans()) for _ in range(slots - 1))]
     return row[::-1] if draw(st.booleans()) else row
 

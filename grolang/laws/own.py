@@ -1,0 +1,76 @@
+"""A loss of one's own, written in PyTorch, held against a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from grolang.compiler.batch import Batch
+from grolang.compiler.method import Method
+from grolang.language.diagnostics import GroError
+from grolang.language.ir import MethodIR
+from grolang.laws.claims import Verdict, agree, search
+
+Loss = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """`left`: the coefficients of a method; `right`: minus the gradient of a loss in the log-probs."""
+
+    method: Method
+    loss: Loss
+    tolerance: float
+    within: st.SearchStrategy[Batch]
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.method.name
+
+    @property
+    def methods(self) -> tuple[MethodIR, ...]:
+        """The one method."""
+        return (self.method.ir,)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the method uses: a loss does not say what it reads."""
+        return frozenset(name for name, _ in self.method.program.loads("coefficient")) | {"logp"}
+
+    def batches(self) -> st.SearchStrategy[Batch]:
+        """Those that were asked for."""
+        return self.within
+
+    def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
+        """Both [S, T]; what the loss says of masked slots is not looked at."""
+        assert batch.logp is not None
+        try:
+            left = self.method.coefficients(batch)
+        except GroError as error:
+            if error.diagnostics[0].code != "E902":
+                raise
+            left = torch.full_like(batch.logp, torch.nan)
+        live = batch.logp.detach().clone().requires_grad_()
+        value = self.loss(batch.replace(logp=live))
+        (right,) = torch.autograd.grad(value, live, allow_unused=True) if value.requires_grad else (None,)
+        return left, torch.zeros_like(left) if right is None else torch.where(batch.mask, -right, 0).to(left), ""
+
+    def comparable(self, left: Tensor, right: Tensor) -> bool:
+        """Where the method is not finite nothing is said; a loss that alone is not finite is wrong."""
+        return bool(torch.isfinite(left).all())
+
+    def agree(self, left: Tensor, right: Tensor) -> bool:
+        """Equal to the tolerance."""
+        return bool(torch.isfinite(right).all()) and agree(left, right, self.tolerance)
+
+
+def check_loss(
+    loss: Loss, method: Method, within: st.SearchStrategy[Batch], *, examples: int, seed: int, tolerance: float
+) -> Verdict:
+    """`held` on so many batches, or `failed` with a small one on which the gradients differ."""
+    return search(Own(method, loss, tolerance, within), examples=examples, seed=seed)
