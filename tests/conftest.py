@@ -30,6 +30,7 @@ for _name in (*_TERMINAL, *_COLOUR, "GROLANG_DEBUG"):  # that Rich, Typer and gr
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # the servers of the tests are on this machine
 _cache = tempfile.TemporaryDirectory()  # nothing of the user's is read or written
 os.environ["GROLANG_CACHE"] = _cache.name
+os.environ["HF_HOME"] = f"{_cache.name}/huggingface"  # where datasets keeps each file that it has read
 
 collect_ignore_glob = ["golden/bad/*"]  # programs that do not check, on purpose
 

@@ -31,7 +31,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A wheel from the checkout's files, and one from the sdist made of them."""
     folder = tmp_path_factory.mktemp("dist")
     source = folder / "checkout"  # a copy, so that nothing is built beside the sources
-    tracked = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
+    tracked = run("git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
     for name in tracked:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
