@@ -254,7 +254,7 @@ def broken_line(path: Path) -> str | None:
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                return f"{path}:{number}: this line is not JSON: {error.msg} at column {error.colno}"
+                return f"{path}:{number}: this line is not JSON: {error.msg} (column {error.colno})"
             if not isinstance(row, dict):
                 return f"{path}:{number}: expected an object of columns, found {_kind(row)}"
             for column, value in row.items():

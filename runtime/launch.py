@@ -26,7 +26,7 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
 def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.Method, RunSettings]:
     """The method with its parameters set, and every setting."""
     if config is None and flags.get("resume"):
-        config = _of_run(flags.get("output"))
+        config = settings_of(flags.get("output"))
     given: dict[str, Any] = read_config(None if config is None else str(config))
     for name, value in flags.items():
         table = given.get(name)
@@ -55,7 +55,7 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
     return method, read_settings("prompts in groups" if groups else method.data[0], given)
 
 
-def _of_run(output: str | None) -> Path:
+def settings_of(output: str | None) -> Path:
     """The settings that the run of a folder began with."""
     if output is None:
         raise GroError.plain("--resume continues a run, and no run was named", help="add --output FOLDER")

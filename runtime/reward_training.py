@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_examples, positions
 from grolang.runtime.figures import Figures
 from grolang.runtime.interrupts import Interrupt, held_interrupts
+from grolang.runtime.launch import settings_of
 from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.names import check_folder
 from grolang.runtime.output import begin, fingerprint, noted, open_folder
@@ -60,7 +62,7 @@ class Outcome:
 def start(flags: Settings, config: str | Path | None = None, console: Console | None = None) -> Outcome:
     """Train as the flags and the file say, or go on with `resume` where a folder's last checkpoint stands."""
     if config is None and flags.get("resume"):
-        config = Path(str(flags.get("output")), "settings.toml")
+        config = settings_of(flags.get("output"))
     given = {
         name: value for name, value in read_config(None if config is None else str(config)).items() if name != "method"
     }
@@ -162,6 +164,9 @@ class _Training:
                         saved = self._save(before)
             if self.step != saved:
                 self._save(before)
+        except Exception:
+            self._rescue(before, saved)
+            raise
         finally:
             if metrics is not None:
                 metrics.close()
@@ -234,6 +239,15 @@ class _Training:
         """Whether a stop was asked for in any process."""
         asked = torch.tensor(float(interrupt.asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    def _rescue(self, before: Figures, saved: int) -> None:
+        """After an error: keep what was learned. Best effort; with several processes the others would not come."""
+        if self.accelerator.num_processes > 1:
+            return
+        with suppress(GroError):  # the disk may be what failed
+            saved = self.step if saved == self.step else self._save(before)
+        if saved > 0:
+            say(self.console, f"{steps(saved)} saved; --resume --output {self.output} goes on from there")
 
     def _save(self, before: Figures) -> int:
         state = checkpoints.State(self.step, self.tokens, before)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 from grolang.language.diagnostics import GroError
 
@@ -40,7 +41,12 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"terminated\n")  # past Python's buffers, which may be in the midst of a print
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
@@ -64,7 +70,6 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         say(str(error), sys.stderr)
         return 2 if any(finding.code in WRONG_USE for finding in error.diagnostics) else 1
     except KeyboardInterrupt:
-        say("interrupted", sys.stderr)
         return 130
     except BrokenPipeError:
         raise

@@ -30,7 +30,7 @@ def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> NotFinit
     where = _place(run, index, place)
     if step.op == "load":
         message = f"`{step.detail[0]}` is {made:g}{where}"
-        finding = Diagnostic(code="E902", severity="error", message=message, help="look at what supplies it")
+        finding = Diagnostic(code="E902", severity="error", message=message, help=supplier(str(step.detail[0])))
     else:
         inputs = [
             f"`{_text(run, argument, sources)}` = {_value(run, argument, step.scope, place)}"
@@ -50,6 +50,13 @@ def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> NotFinit
     error = NotFinite([finding], sources)
     error.rows = _rows(run, index, place)
     return error
+
+
+def supplier(name: str) -> str:
+    """What to look at where a number of the batch is not finite."""
+    if name.startswith(("logp", "entropy")):
+        return "the model gives it: lower the learning rate, or look at the model's own weights"
+    return "look at what supplies it"
 
 
 def _cause(run: Run, index: int, place: int) -> tuple[int, int] | None:

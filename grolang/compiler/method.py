@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grolang.compiler.batch import PER_TOKEN, Batch
-from grolang.compiler.blame import NotFinite, not_finite
+from grolang.compiler.blame import NotFinite, not_finite, supplier
 from grolang.compiler.dead import live_tokens
 from grolang.compiler.execute import Run
 from grolang.compiler.fused import attach
@@ -208,7 +208,7 @@ class Method:
         if not bool(torch.isfinite(now).all()):
             place = int((~torch.isfinite(now)).nonzero()[0, 0])
             message = f"`logp` is {float(now[place]):g} in row {int(run.layout.rows[row[place]])}"
-            raise NotFinite.plain(message, help="look at what supplies it", code="E902")
+            raise NotFinite.plain(message, help=supplier("logp"), code="E902")
         if not bool(torch.isfinite(penalty)):
             raise not_finite(run, "penalty", self.sources)
         return attach(penalty - (score * now).sum(), (logp,), (-coefficients,))

@@ -51,6 +51,16 @@ def test_pairs_are_told_apart(tiny: str, tmp_path: Path, write: Write) -> None:
     assert lines(tmp_path / "out")[-1]["rewards/accuracies"] > 0.9
 
 
+def test_an_error_keeps_the_steps_before_it(tiny: str, tmp_path: Path, write: Write) -> None:
+    data = write(pairs())
+    with pytest.raises(GroError, match=r"the gradient of .*: not finite"):
+        train(tiny, tmp_path / "out", data, lr=1e30, max_grad_norm=1e30)
+    taken = len(lines(tmp_path / "out"))
+    assert taken and [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == [f"step-{taken:08d}"]
+    with pytest.raises(GroError, match="--resume continues a run, and no run was named"):
+        start_reward({"resume": True}, None, Console(quiet=True))
+
+
 def test_the_first_loss_is_equation_1(tiny: str, tmp_path: Path, write: Write) -> None:
     """Against transformers' own classifier, row by row, on all pairs of a batch."""
     rows = pairs(6)
