@@ -233,7 +233,7 @@ class Normal:
             return sum(whole, sympy.Integer(0)) - of_one
         if parent is Scope.SEQUENCE and inside.is_Symbol and inside.name.endswith("last token"):
             return sympy.Integer(1)  # one token of each completion is its last
-        return self._named(Function(f"sum {child.word} {world}", real=True)(inside), parent)
+        return self._named(Function(f"sum {child.word} per {parent.word} {world}", real=True)(inside), parent)
 
     def _count(self, child: Scope, parent: Scope, world: str, away: bool) -> Expr:
         if child is Scope.COMPARISON and parent is Scope.SEQUENCE:

@@ -16,8 +16,8 @@ from grolang.language.ir import MethodIR
 
 #: log-probs from -1e-6 to -60, most of them eighths
 LOGPS = st.one_of(st.integers(1, 40).map(lambda n: -n / 8), st.sampled_from((-1e-6, -1e-3, -20.0, -60.0)))
-#: scores: quarters, few enough to be equal now and then
-SCORES = st.integers(-4, 4).map(lambda n: n / 4)
+#: scores: quarters, few enough to be equal now and then, and what lies past any clip
+SCORES = st.integers(-5, 5).map(lambda n: n / 4 if abs(n) < 5 else 2.0 * n)
 
 
 @st.composite

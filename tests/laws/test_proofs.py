@@ -70,6 +70,7 @@ class Draw:
             ("mean(", "0 + mean("),
             ("relu(", "abs("),
             ("over others", "over group"),
+            ("over group", "over batch"),
             ("own(r)", "r"),
             ("-1e-6", "-2e-6"),
             ("chosen(", "rejected("),
@@ -158,6 +159,10 @@ def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
 @pytest.mark.parametrize(
     ("data", "left", "right"),
     [
+        ("prompts", "sum(r over group)", "sum(r over batch)"),
+        ("prompts", "r * sum(logp over group)", "r * sum(logp over tokens)"),
+        ("prompts", "r * sum(logp over group)", "r * sum(logp over batch)"),
+        ("prompts", "sum(logp over others)", "0 * r"),
         ("preference", "opposite(length)", "length"),
         ("preference", "chosen(length)", "rejected(length)"),
         ("preference", "label", "opposite(label)"),
