@@ -17,6 +17,8 @@ SHAPES = ((1, 2, 1), (1, 2, 2), (2, 2, 2), (1, 3, 3), (2, 3, 4), (2, 4, 3), (2, 
 CUT = (2, 4, 5)
 #: of every vocabulary
 VOCABULARY = 128
+#: what dr_grpo divides by
+LENGTH = 8
 
 
 def cases(kind: str) -> list[Batch]:

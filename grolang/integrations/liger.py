@@ -29,12 +29,10 @@ with warnings.catch_warnings():
 from grolang.compiler.batch import Batch
 from grolang.compiler.method import Method
 from grolang.compiler.module import compile
-from grolang.integrations.cases import VOCABULARY, logits
+from grolang.integrations.cases import LENGTH, VOCABULARY, logits
 from grolang.integrations.peer import Gradient, Loss, Peer, Run, call, row
 
 _IGNORED = -100
-#: what dr_grpo divides by
-LENGTH = 8
 
 #: a loss of these rows of a batch, from hidden states and head
 Part = Callable[[Batch, list[int], Tensor, Tensor], Tensor]
@@ -129,24 +127,22 @@ def _kto(**options: Any) -> Run:
     return _run(part)
 
 
-def _grpo(**options: Any) -> Run:
-    """GRPO; advantages are given to Liger, here those of the published methods: Dr. GRPO's are not scaled."""
+def _grpo(advantages: Callable[[Tensor], Tensor], **options: Any) -> Run:
+    """GRPO; advantages are given to Liger, here made of the rewards [G, K] of each group."""
     made = LigerFusedLinearGRPOLoss(
         compiled=False, max_completion_length=LENGTH, use_ref_model=options["beta"] > 0, **options
     )
 
     def part(batch: Batch, rows: list[int], hidden: Tensor, head: Tensor) -> Tensor:
         assert batch.group is not None and batch.logp_ref is not None and batch.logp_old is not None
-        advantages = _advantages(
-            batch.scores["correct"], int((batch.group == 0).sum()), options["loss_type"] != "dr_grpo"
-        )
+        rewards = batch.scores["correct"].reshape(-1, int((batch.group == 0).sum()))
         loss: Tensor
         loss, *_ = made(
             hidden[rows],
             head,
             _targets(batch)[rows],
             batch.mask[rows].float(),
-            advantages[rows].float(),
+            advantages(rewards).flatten()[rows].float(),
             ref_per_token_logps=batch.logp_ref[rows].float(),
             old_per_token_logps=batch.logp_old[rows].float(),
         )
@@ -155,11 +151,13 @@ def _grpo(**options: Any) -> Run:
     return _run(part)
 
 
-def _advantages(rewards: Tensor, size: int, scaled: bool) -> Tensor:
-    groups = rewards.reshape(-1, size)
-    centred = groups - groups.mean(1, keepdim=True)
-    spread = groups.std(1, correction=0, keepdim=True)
-    return (centred / torch.where(spread > 0, spread, 1) if scaled else centred).flatten()
+def _centred(rewards: Tensor) -> Tensor:
+    return rewards - rewards.mean(1, keepdim=True)
+
+
+def _scaled(rewards: Tensor) -> Tensor:
+    spread = rewards.std(1, correction=0, keepdim=True)
+    return _centred(rewards) / torch.where(spread > 0, spread, 1)
 
 
 _NLL = "penalty = -logp * sum((label > 0) over batch) / sum(length * (label > 0) over batch) if label > 0 else 0"
@@ -168,21 +166,29 @@ _AVERAGED = (
 )
 _SHARED = "the likelihood term is a mean over the chosen tokens of a micro-batch"
 
-#: a class's name, and how it is run under options
+#: by a class's name, how it is run under options
 _LOSSES: dict[str, Callable[..., Run]] = {
-    "LigerFusedLinearDPOLoss": partial(_pairs, LigerFusedLinearDPOLoss),
-    "LigerFusedLinearCPOLoss": partial(_pairs, LigerFusedLinearCPOLoss),
-    "LigerFusedLinearSimPOLoss": partial(_pairs, LigerFusedLinearSimPOLoss),
-    "LigerFusedLinearORPOLoss": partial(_pairs, LigerFusedLinearORPOLoss),
-    "LigerFusedLinearKTOLoss": _kto,
-    "LigerFusedLinearGRPOLoss": _grpo,
-}
+    kind.__name__: partial(_pairs, kind)
+    for kind in (
+        LigerFusedLinearDPOLoss,
+        LigerFusedLinearCPOLoss,
+        LigerFusedLinearSimPOLoss,
+        LigerFusedLinearORPOLoss,
+    )
+} | {LigerFusedLinearKTOLoss.__name__: _kto}
 
 
 def _row(name: str, compared: str, *changes: str, **words: str) -> Loss:
     """A row; the call that is its name is what is run."""
     loss, options = call(name)
     return row(name, _LOSSES[loss](**options), compared, *changes, **words)
+
+
+def _grpo_row(
+    name: str, compared: str, *changes: str, advantages: Callable[[Tensor], Tensor] = _scaled, **words: str
+) -> Loss:
+    """A row of GRPO's loss, and the advantages that it is given: those of the published method."""
+    return row(name, _grpo(advantages, **call(name)[1]), compared, *changes, **words)
 
 
 _PREFERENCE = (
@@ -240,51 +246,52 @@ _PREFERENCE = (
 )
 
 _GRPO = (
-    _row('LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.04)', "grpo"),
-    _row('LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.04, use_bias_correction_kl=True)', "grpo_k3_weighted"),
-    _row(
+    _grpo_row('LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.04)', "grpo"),
+    _grpo_row('LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.04, use_bias_correction_kl=True)', "grpo_k3_weighted"),
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.0, delta=2.0)',
         "grpo beta=0",
         "omega(z) = 0 if (exp(z) > 1 + epsilon if advantage > 0 else exp(z) < 1 - epsilon or exp(z) > 2) else exp(z)",
     ),
-    _row(
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="grpo", beta=0.0, importance_sampling_level="sequence")',
         "gspo epsilon=0.2 epsilon_high=0.2",
     ),
-    _row(
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="bnpo", beta=0.0)',
         "bnpo beta=0",
         note="the mean is over the tokens of a micro-batch",
     ),
-    _row(
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="dr_grpo", beta=0.0)',
         "dr_grpo max_length=8",
+        advantages=_centred,
         note="advantages are given to it",
     ),
-    _row(
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="dapo", beta=0.0, epsilon_high=0.28)',
         "dapo",
         trap="the mean is over the tokens of a micro-batch, unless num_items_in_batch is passed",
     ),
-    _row(
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="cispo", beta=0.0)',
         "cispo",
         "omega(z) = min(exp(z), 0.2)",
         trap="epsilon_high bounds the ratio itself, and its default is 0.2: in the first update every weight is 0.2",
     ),
-    _row('LigerFusedLinearGRPOLoss(loss_type="cispo", beta=0.0, epsilon_high=5.0)', "cispo epsilon_high=4"),
-    _row('LigerFusedLinearGRPOLoss(loss_type="sapo", beta=0.0)', "sapo"),
-    _row(
+    _grpo_row('LigerFusedLinearGRPOLoss(loss_type="cispo", beta=0.0, epsilon_high=5.0)', "cispo epsilon_high=4"),
+    _grpo_row('LigerFusedLinearGRPOLoss(loss_type="sapo", beta=0.0)', "sapo"),
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="luspo", beta=0.0)',
         "grpo beta=0",
         trap="the mask is missing from the sum, and the sum is divided by the padded width: not TRL's luspo",
         beyond="slots of the padding are in the loss",
     ),
-    _row(
+    _grpo_row(
         'LigerFusedLinearGRPOLoss(loss_type="luspo", beta=0.0, importance_sampling_level="sequence")',
         "luspo epsilon=0.2 epsilon_high=0.2",
     ),
-    _row('LigerFusedLinearGRPOLoss(loss_type="vespo", beta=0.0)', "vespo"),
+    _grpo_row('LigerFusedLinearGRPOLoss(loss_type="vespo", beta=0.0)', "vespo"),
 )
 
 

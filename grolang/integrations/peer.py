@@ -73,6 +73,7 @@ class Loss:
 
 def row(name: str, run: Run, compared: str, *changes: str, note: str = "", trap: str = "", beyond: str = "") -> Loss:
     """A row as it is written down: `compared` is a method with its parameters, `grpo beta=0`; a trap is a note."""
+    assert not (note and trap), f"{name}: a note or a trap"
     method, *settings = compared.split()
     params = {word: float(value) for word, value in (setting.split("=") for setting in settings)}
     return Loss(name, run, method, params, changes, beyond, note or trap, bool(trap))

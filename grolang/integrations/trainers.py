@@ -34,11 +34,9 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from grolang.compiler.batch import Batch
+from grolang.integrations.cases import LENGTH
 from grolang.integrations.peer import Gradient, Run, call
 from grolang.integrations.scripted import PAD, Script, folder, follow, script, tokenizer
-
-#: what dr_grpo divides by
-LENGTH = 8
 
 #: what a configuration is made with
 Options = dict[str, Any]
@@ -136,7 +134,7 @@ def _online(trainer: Any, config: Any, options: Options) -> Run:
     return run
 
 
-def _online_dpo(options: Options) -> Run:
+def _online_dpo(config: Any, options: Options) -> Run:
     """Online DPO, on pairs that the reward function tells the better one of: the batch's labels."""
 
     def run(batch: Batch, parts: int) -> Gradient:
@@ -165,7 +163,7 @@ def _online_dpo(options: Options) -> Run:
 
         return _train(
             OnlineDPOTrainer,
-            OnlineDPOConfig,
+            config,
             options,
             told,
             parts,
@@ -178,7 +176,7 @@ def _online_dpo(options: Options) -> Run:
     return run
 
 
-def _offline(trainer: Any, config: Any, columns: Any, dataset: dict[str, list[Any]], options: Options) -> Run:
+def _offline(trainer: Any, columns: Any, dataset: dict[str, list[Any]], config: Any, options: Options) -> Run:
     """A trainer on rows of the data; `columns` gives a row as the trainer's own collator takes it."""
 
     def run(batch: Batch, parts: int) -> Gradient:
@@ -228,17 +226,20 @@ _PAIRS = {"prompt": ["t2"], "chosen": [" t3"], "rejected": [" t4"]}
 _TRIPLES = _PAIRS | {"reference": [" t5"]}
 _COMPLETIONS: dict[str, list[Any]] = {"prompt": ["t2"] * 2, "completion": [" t3"] * 2, "label": [True, False]}
 
-#: a configuration's name, and how its trainer is run under options
+#: by a configuration's name, how its trainer is run under options
 _TRAINERS: dict[str, Callable[[Options], Run]] = {
-    "GRPOConfig": partial(_online, GRPOTrainer, GRPOConfig),
-    "GMPOConfig": partial(_online, GMPOTrainer, GMPOConfig),
-    "RLOOConfig": partial(_online, RLOOTrainer, RLOOConfig),
-    "OnlineDPOConfig": _online_dpo,
-    "DPOConfig": partial(_offline, DPOTrainer, DPOConfig, _pair, _PAIRS),
-    "KTOConfig": partial(_offline, KTOTrainer, KTOConfig, _unpaired, _COMPLETIONS),
-    "CPOConfig": partial(_offline, CPOTrainer, CPOConfig, _labelled_pair, _PAIRS),
-    "ORPOConfig": partial(_offline, ORPOTrainer, ORPOConfig, _labelled_pair, _PAIRS),
-    "TPOConfig": partial(_offline, TPOTrainer, TPOConfig, _pair, _TRIPLES),
+    config.__name__: partial(run, config)
+    for config, run in (
+        (GRPOConfig, partial(_online, GRPOTrainer)),
+        (GMPOConfig, partial(_online, GMPOTrainer)),
+        (RLOOConfig, partial(_online, RLOOTrainer)),
+        (OnlineDPOConfig, _online_dpo),
+        (DPOConfig, partial(_offline, DPOTrainer, _pair, _PAIRS)),
+        (KTOConfig, partial(_offline, KTOTrainer, _unpaired, _COMPLETIONS)),
+        (CPOConfig, partial(_offline, CPOTrainer, _labelled_pair, _PAIRS)),
+        (ORPOConfig, partial(_offline, ORPOTrainer, _labelled_pair, _PAIRS)),
+        (TPOConfig, partial(_offline, TPOTrainer, _pair, _TRIPLES)),
+    )
 }
 
 
@@ -258,12 +259,12 @@ def _named(function: Any, name: str) -> list[str]:
 
 #: by its configuration, the function of each trainer that tells loss types apart, and what it calls them
 _KNOWING = {
-    "GRPOConfig": (GRPOTrainer._compute_loss, "self.loss_type"),
-    "DPOConfig": (DPOTrainer._compute_loss, "loss_type"),
-    "KTOConfig": (KTOTrainer._compute_loss, "self.loss_type"),
-    "CPOConfig": (CPOTrainer.cpo_loss, "self.loss_type"),
-    "TPOConfig": (TPOTrainer._compute_loss, "self.loss_type"),
-    "OnlineDPOConfig": (OnlineDPOTrainer.training_step, "self.args.loss_type"),
+    GRPOConfig.__name__: (GRPOTrainer._compute_loss, "self.loss_type"),
+    DPOConfig.__name__: (DPOTrainer._compute_loss, "loss_type"),
+    KTOConfig.__name__: (KTOTrainer._compute_loss, "self.loss_type"),
+    CPOConfig.__name__: (CPOTrainer.cpo_loss, "self.loss_type"),
+    TPOConfig.__name__: (TPOTrainer._compute_loss, "self.loss_type"),
+    OnlineDPOConfig.__name__: (OnlineDPOTrainer.training_step, "self.args.loss_type"),
 }
 
 

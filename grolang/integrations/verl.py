@@ -51,7 +51,7 @@ def _run(adv_estimator: str, norm_adv_by_std_in_grpo: bool = True, **settings: A
             "advantages": advantages,
         }
         if correction and not bypass:
-            fields["rollout_is_weights"] = _weights(batch)
+            fields["rollout_is_weights"] = _weights(batch, RolloutCorrectionConfig(**correction))
         step = rows // parts
         torch.manual_seed(0)
         for start in range(0, rows, step):
@@ -86,15 +86,19 @@ def _advantages(batch: Batch, estimator: str, std: bool) -> torch.Tensor:
     return advantages
 
 
-def _weights(batch: Batch) -> torch.Tensor:
-    """The weights of verl's own rollout correction, capped at 2."""
+def _weights(batch: Batch, given: RolloutCorrectionConfig) -> torch.Tensor:
+    """The weights of verl's own rollout correction."""
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
     assert batch.logp_old is not None and batch.logp_sampler is not None
     weights: torch.Tensor
     with torch.no_grad():
         weights, _ = compute_rollout_correction_weights(
-            batch.logp_old - batch.logp_sampler, batch.mask.long(), rollout_is="token", rollout_is_threshold=2.0
+            batch.logp_old - batch.logp_sampler,
+            batch.mask.long(),
+            given.rollout_is,
+            given.rollout_is_threshold,
+            given.rollout_is_batch_normalize,
         )
     return weights
 
@@ -280,6 +284,14 @@ _POLICIES = (
         _DUAL,
     ),
     _row(
+        "adv_estimator=grpo loss_mode=vanilla rollout_is=sequence rollout_is_threshold=1.5 "
+        "loss_agg_mode=seq-mean-token-mean",
+        "tis beta=0 cap=1.5",
+        _STD,
+        _DUAL,
+        "credit = min(exp(sum(logp_old - logp_sampler over tokens)), cap)",
+    ),
+    _row(
         "adv_estimator=grpo loss_mode=bypass_mode loss_type=reinforce rollout_is=token",
         "cispo",
         _STD,
@@ -375,6 +387,7 @@ PEER = Peer(
         "adv_estimator=optimal_token_baseline": "needs the sum of squared probabilities at each token",
         "adv_estimator=tir_optimal_token_baseline": "the same, over turns",
         "kl_loss_type=full": "not implemented in verl",
+        "rollout_is_threshold=0.5_2.0": "a metric divides by 0 where no token of the step lies within the bounds",
         "use_kl_in_reward": "a change of the rewards before the estimator; see reinforce_pp",
         "losses of pairs (DPO, IPO, …)": "verl has none",
     },
