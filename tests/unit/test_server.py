@@ -12,6 +12,8 @@ import pytest
 from lsprotocol import types as lsp
 from pygls.lsp.client import LanguageClient
 
+from grolang.language.diagnostics import GroError
+
 TEXT = """method mine "Mine"
 data preference
 param beta = 0.1 in (0, inf) "how strongly"
@@ -172,3 +174,23 @@ def test_layout_is_that_of_fmt(edit: Any, tmp_path: Path) -> None:
     assert edited.new_text == format_text(TEXT, "mine.gro") != TEXT
     assert edited.range == lsp.Range(lsp.Position(0, 0), lsp.Position(len(TEXT.split("\n")) - 1, 0))
     assert not broken  # a text that cannot be read is left alone
+
+
+@pytest.mark.parametrize("missing", ["pygls", "lsprotocol"])
+def test_without_pygls_the_command_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grolang.cli.lsp import lsp as command
+
+    monkeypatch.delitem(sys.modules, "grolang.server", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(GroError, match=r"grolang\[lsp\]"):
+        command()
+
+
+def test_another_module_that_is_missing_is_not_blamed_on_pygls(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grolang.cli.lsp import lsp as command
+
+    monkeypatch.delitem(sys.modules, "grolang.server", raising=False)
+    monkeypatch.setitem(sys.modules, "grolang.language.facts", None)
+    with pytest.raises(ModuleNotFoundError, match=r"grolang\.language\.facts"):
+        command()
