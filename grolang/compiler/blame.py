@@ -32,17 +32,20 @@ def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> NotFinit
         message = f"`{step.detail[0]}` is {made:g}{where}"
         finding = Diagnostic(code="E902", severity="error", message=message, help=supplier(str(step.detail[0])))
     else:
-        inputs = [
-            f"`{_text(run, argument, sources)}` = {_value(run, argument, step.scope, place)}"
-            for argument in step.args[:3]
-        ]
         divisor = step.op == "divide"
+        own = _text(run, index, sources)  # a derivative's steps have the text of what is differentiated
+        told = (
+            step.args[1:]
+            if divisor
+            else [part for part in step.args if _text(run, part, sources) not in (own, "const")]
+        )
+        inputs = [f"`{_text(run, part, sources)}` = {_value(run, part, step.scope, place)}" for part in told[:3]]
         finding = Diagnostic(
             code="E902",
             severity="error",
             message=f"a {output} is not finite: this is {made:g}{where}",
             span=step.span,
-            label=inputs[1] if divisor and len(inputs) > 1 else ", ".join(inputs),
+            label=", ".join(inputs),
             help="guard it, for example `… / x if x > 0 else 0`, or add a small number to the divisor"
             if divisor
             else "keep the argument in the range where the function is finite",

@@ -29,13 +29,14 @@ _CALLS = {
     "min": "torch.minimum({0}, {1})",
     "max": "torch.maximum({0}, {1})",
     "clip": "torch.minimum(torch.maximum({0}, {1}), {2})",
+    "sign": "_sign({0})",
     "chain": "_chain({0}, {1})",
     "stop": "{0}",
 }
 
 
 #: written where it is used, if that is one place and the line stays short
-_INLINE = (*_INFIX, *_CALLS, "spread", "exp", "sigmoid", "tanh", "sqrt", "abs", "sign", "log", "log1p", "expm1")
+_INLINE = (*_INFIX, *_CALLS, "spread", "exp", "sigmoid", "tanh", "sqrt", "abs", "log", "log1p", "expm1")
 _PREFIX = ("negate", "softplus", "not", "stop")  # their text has no parentheses around an argument
 _TWICE = ("and", "or")  # their text holds an argument twice
 _SHORT = 36

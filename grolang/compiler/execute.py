@@ -38,6 +38,11 @@ def _chain(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(a == 0, torch.zeros_like(a), a * b)
 
 
+def _sign(x: Tensor) -> Tensor:
+    """With the sign of NaN NaN: torch gives 0."""
+    return torch.where(x.isnan(), x, torch.sign(x))
+
+
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "subtract": torch.sub,
@@ -61,7 +66,7 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "expm1": torch.expm1,
     "sqrt": torch.sqrt,
     "abs": torch.abs,
-    "sign": torch.sign,
+    "sign": _sign,
     "sigmoid": torch.sigmoid,
     "logsigmoid": F.logsigmoid,
     "softplus": lambda x: -F.logsigmoid(-x),
@@ -303,6 +308,7 @@ def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Itera
             return _mean(values, there, count)
         case "std" | "sample_std":
             distance = torch.where(there, values - _mean(values, there, count)[:, None], 0)
+            distance = torch.where(_alike(values, there)[:, None], 0, distance)  # infinities, too
             return torch.sqrt(distance.square().sum(1) / (count if function == "std" else count - 1))
         case "max":
             return torch.where(there, values, -torch.inf).amax(1)
@@ -315,6 +321,12 @@ def _reduced(function: str, x: Tensor, index: Tensor, there: Tensor, more: Itera
             return torch.where(unknown, torch.nan, torch.where(share > 0, between, low))
         case _:
             raise AssertionError(f"bug in grolang: no reduction `{function}`")
+
+
+def _alike(values: Tensor, there: Tensor) -> Tensor:
+    """[P]: whether the children of a parent have one value."""
+    first = values.gather(1, there.long().argmax(1, keepdim=True))
+    return (~there | (values == first)).all(1)
 
 
 def _mean(values: Tensor, there: Tensor, count: Tensor) -> Tensor:

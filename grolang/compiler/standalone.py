@@ -22,8 +22,8 @@ from grolang.language.source import heading
 #: names that the file uses itself
 OWN_NAMES = frozenset(  # a text, since a list would take a line a word
     """batch mask dtype number rows at other whole row slot held torch F Tensor IntEnum Scope Layout cached_property
-    loss coefficients pair_rows whole_pairs float dict annotations bool ValueError Iterable _chain _reduced _mean
-    _neighbours _unreduced _discounted""".split()  # noqa: SIM905
+    loss coefficients pair_rows whole_pairs float dict annotations bool ValueError Iterable _chain _sign _alike
+    _reduced _mean _neighbours _unreduced _discounted""".split()  # noqa: SIM905
 )
 
 _FILE = '''"""{name}: {title}

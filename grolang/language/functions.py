@@ -29,6 +29,10 @@ def _logsigmoid(x: float) -> float:
     return min(x, 0) - math.log1p(math.exp(-abs(x)))
 
 
+def _sign(x: float) -> float:
+    return float((x > 0) - (x < 0)) if x == x else math.nan
+
+
 def _undefined(*_: float) -> float:
     return math.nan
 
@@ -50,6 +54,7 @@ class Function:
     domain: tuple[Domain, ...] = ()
     number: Callable[..., float] = _undefined
     symbol: str = ""
+    nests: bool = False
     help: str = ""
 
 
@@ -200,7 +205,7 @@ ROWS = (
         _fixed("+"),
         (None,),
         help="1, 0 or -1",
-        number=lambda x: float((x > 0) - (x < 0)),
+        number=_sign,
     ),
     _rising("sigmoid", _sigmoid, "out * sigmoid(-x)", "1 / (1 + exp(-x))"),
     _rising("logsigmoid", _logsigmoid, "sigmoid(-x)", "log(sigmoid(x))"),
@@ -221,6 +226,7 @@ ROWS = (
         intervals.least,
         _fixed("+", "+"),
         ("1 if a < b else 0.5 if a == b else 0", "1 if b < a else 0.5 if a == b else 0"),
+        nests=True,
         help="the smaller of two",
         number=min,
     ),
@@ -230,6 +236,7 @@ ROWS = (
         intervals.greatest,
         _fixed("+", "+"),
         ("1 if a > b else 0.5 if a == b else 0", "1 if b > a else 0.5 if a == b else 0"),
+        nests=True,
         help="the larger of two",
         number=max,
     ),
@@ -254,6 +261,8 @@ DENIED = {
     "equal": "not_equal",
     "not_equal": "equal",
 }
+#: conditions, and what compares: they bind looser than a product
+LOGICAL = frozenset(("choose", "and", "or", "not", *DENIED))
 BINARY = {row.symbol: row for row in ROWS if row.symbol and len(row.arguments) == 2}
 #: what an author may call; the rest is written with symbols
 NAMED: dict[str, Function] = {row.name: row for row in ROWS if not row.symbol}

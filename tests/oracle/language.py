@@ -34,6 +34,8 @@ Readings, where the page is silent or can be read twice:
     is over the groups ("all that is left" of it), under `over sequences` once for each sequence (the page
     says so). A sequence penalty under `over batch` as a first step is over the sequences.
 12. `mean over AXIS / N` is the mean, then divided by N.
+13. Equal infinities are equal values: their mean and quantiles are that infinity, their std 0. A quantile that
+    falls on a value is that value, whatever its neighbour.
 """
 
 from __future__ import annotations
@@ -92,6 +94,8 @@ def reduce_values(op: Reduction, values: Sequence[Number], q: float | None = Non
     place = q * (n - 1)
     below = min(int(place), n - 1)
     above = min(below + 1, n - 1)
+    if place == below or ordered[below] == ordered[above]:
+        return ordered[below]  # not inf - inf
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 

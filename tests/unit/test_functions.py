@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import grolang
-from grolang.compiler.execute import ELEMENTWISE
+from grolang.compiler.execute import ELEMENTWISE, _reduced
 from grolang.compiler.method import from_source
 from grolang.language import intervals
+from grolang.language.diagnostics import GroError
 from grolang.language.functions import (
     BINARY,
     FORMS,
@@ -28,6 +30,7 @@ from grolang.language.functions import (
 )
 from grolang.language.intervals import Interval
 from grolang.language.source import Source
+from tests.oracle.language import Reduction, reduce_values
 
 NAMES = [row.name for row in ROWS]
 ENDS = [-math.inf, -3.0, -1.0, -0.5, 0.0, 0.25, 1.0, 2.0, 4.0, math.inf]
@@ -238,6 +241,60 @@ def test_a_derivative_is_exact_where_its_function_is_flat(name: str, x: float, e
     assert float(found) == pytest.approx(expected, rel=1e-13, abs=0)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "in_a", "in_b"),
+    [
+        (0.0, 2.0, 0.0, 0.0),
+        (0.0, 1.0, 1.0, 0.0),
+        (0.0, 0.5, math.inf, 0.0),
+        (0.0, 0.0, 0.0, -math.inf),  # 0 ^ b jumps from 1 to 0 there
+        (0.0, -1.0, -math.inf, -math.inf),
+        (2.0, 0.0, 0.0, math.log(2)),
+    ],
+)
+def test_the_derivatives_of_a_power_of_0_are_numbers(a: float, b: float, in_a: float, in_b: float) -> None:
+    """Of a ^ b with both from the batch; d/db a^b = a^b log a goes to 0 as a does, where b > 0."""
+    for power, expected in ((f"(logp + {a + 1}) ^ b", in_a), ("a ^ (logp + 1 + b)", in_b)):
+        text = f"method m\ndata demonstrations\nscore a\nscore b\nadvantage = 0 * (a + b)\npenalty = {power}\n"
+        batch = grolang.Batch(
+            mask=torch.ones(1, 1, dtype=torch.bool),
+            logp=torch.tensor([[-1.0]], dtype=torch.float64),
+            scores={"a": torch.tensor([a]), "b": torch.tensor([b])},
+        )
+        method = from_source(Source("m.gro", text))
+        if math.isfinite(expected):
+            assert float(-method.coefficients(batch)) == pytest.approx(expected)
+        else:
+            with pytest.raises(GroError, match=r"a coefficient is not finite: this is -?inf"):
+                method.coefficients(batch)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "shown"),
+    [
+        ("sqrt(logp + 1)", "`sqrt(logp + 1)` = 0"),
+        ("log(logp + 1)", "`logp + 1` = 0"),
+        ("(logp + 1) ^ 0.5", "`logp + 1` = 0"),
+        ("exp(-logp * 900) ^ 2", "`-logp * 900` = 900"),
+    ],
+)
+def test_a_derivative_that_is_not_finite_shows_the_authors_values(penalty: str, shown: str) -> None:
+    """And none of its own steps, which have no text in the file."""
+    text = f"method m\ndata demonstrations\nadvantage = 0\npenalty = {penalty}\n"
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    with pytest.raises(GroError) as raised:
+        from_source(Source("m.gro", text)).coefficients(grolang.Batch(mask=mask, logp=torch.tensor([[-1.0]])))
+    assert raised.value.diagnostics[0].label == shown
+
+
+def test_the_sign_of_what_is_not_a_number_is_none() -> None:
+    values = [math.nan, -math.inf, -2.0, -0.0, 0.0, 1e-300, math.inf]
+    expected = [math.nan, -1.0, -1.0, 0.0, 0.0, 1.0, 1.0]
+    tensor = ELEMENTWISE["sign"](torch.tensor(values, dtype=torch.float64))
+    assert tensor.tolist() == pytest.approx(expected, nan_ok=True)
+    assert [FUNCTIONS["sign"].number(x) for x in values] == pytest.approx(expected, nan_ok=True)
+
+
 @pytest.mark.parametrize("name", [row.name for row in ROWS if None in row.derivative])
 @given(data=st.data())
 def test_an_argument_without_a_derivative_has_none(name: str, data: st.DataObject) -> None:
@@ -327,8 +384,6 @@ def test_a_reduction_lies_in_its_declared_range(name: str, data: st.DataObject) 
 @pytest.mark.parametrize("name", [n for n, row in REDUCTIONS.items() if row.slope == "+"])
 @given(values=st.lists(st.floats(-5, 5), min_size=1, max_size=5), place=st.integers(0, 4), more=st.floats(0, 3))
 def test_a_rising_reduction_rises_in_every_value(name: str, values: list[float], place: int, more: float) -> None:
-    from grolang.compiler.execute import _reduced
-
     def reduced(numbers: list[float]) -> float:
         index, there = torch.arange(len(numbers))[None], torch.ones(1, len(numbers), dtype=torch.bool)
         q = [torch.tensor(0.3, dtype=torch.float64)] if name == "quantile" else []
@@ -337,6 +392,34 @@ def test_a_rising_reduction_rises_in_every_value(name: str, values: list[float],
     moved = list(values)
     moved[place % len(values)] += more
     assert reduced(moved) >= reduced(values) - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("mean", [math.inf, math.inf], math.inf),
+        ("mean", [math.inf, 1.0], math.inf),
+        ("mean", [1.0, math.inf], math.inf),
+        ("mean", [-math.inf, 1.0, -math.inf], -math.inf),
+        ("mean", [math.inf, -math.inf], math.nan),
+        ("std", [math.inf, math.inf], 0.0),
+        ("sample_std", [-math.inf, -math.inf], 0.0),
+        ("std", [math.inf, 1.0], math.nan),
+        ("quantile", [math.inf, math.inf, math.inf], math.inf),
+        ("quantile", [1.0, 2.0, math.inf], 2.0),
+        ("quantile", [math.inf, 1.0], math.inf),
+    ],
+)
+def test_infinities_are_values(name: Reduction, values: list[float], expected: float) -> None:
+    """Whatever their order; the tests' own reading of the language says the same."""
+    more = [torch.tensor(0.5, dtype=torch.float64)] if name == "quantile" else []
+    for order in itertools.permutations(values):
+        index, there = torch.arange(len(order))[None], torch.ones(1, len(order), dtype=torch.bool)
+        found = float(_reduced(name, torch.tensor(order, dtype=torch.float64), index, there, more))
+        assert found == pytest.approx(expected, nan_ok=True)
+        with np.errstate(invalid="ignore"):
+            read = float(reduce_values(name, [np.float64(value) for value in order], 0.5))
+        assert read == pytest.approx(expected, nan_ok=True)
 
 
 @given(data=st.data(), g=st.floats(0, 1))
