@@ -14,7 +14,7 @@ from grolang.language.findings import Findings, suggested
 from grolang.language.functions import OBSERVABLES
 from grolang.language.ir import Expr, Law, ParameterRow
 from grolang.language.parameters import number, parameter
-from grolang.language.scopes import Scope
+from grolang.language.scopes import ALL_OF, Scope
 from grolang.language.source import Source
 from grolang.language.syntax import Statement, branches
 
@@ -154,8 +154,7 @@ def _settable(settings: Tree[Token], method: str | None, statement: Statement, e
 def _starts_at(steps: Tree[Token], scope: Scope) -> Scope:
     """The scope that an aggregation is checked from: the tokens, or that of a coarser loss which it starts with."""
     first = str(branches(steps)[0].children[1])
-    starts = {"sequences": Scope.SEQUENCE, "groups": Scope.GROUP}
-    return scope if starts.get(first) is scope else Scope.TOKEN
+    return scope if ALL_OF.get(scope) == first else Scope.TOKEN
 
 
 def _exchangeable(word: Token, statement: Statement, elaborator: Elaborator) -> bool:

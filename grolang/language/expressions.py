@@ -26,20 +26,10 @@ from grolang.language.functions import (
     Form,
 )
 from grolang.language.ir import constant
-from grolang.language.misuse import Misuse
+from grolang.language.misuse import DATA_OF, Misuse
 from grolang.language.scopes import REDUCED, Scope, has_axis, joined
 from grolang.language.source import Source, Span
 from grolang.language.syntax import Statement, branches, operator, tree_of
-
-#: what a group function needs, and which data has it
-DATA_OF = {
-    "pairs": ("`data preference`", {"preference"}),
-    "labels": ("`data preference` or `data unpaired`", {"preference", "unpaired"}),
-    "groups": ("`data preference` or `data prompts`", {"preference", "prompts"}),
-    "prompts": ("`data prompts`", {"prompts"}),
-    "demonstrations": ("`data demonstrations`", {"demonstrations"}),
-}
-
 
 #: findings after which no nearest name is looked for: it is the slowest part, and nobody reads so far
 MANY = 20
@@ -181,8 +171,7 @@ class Elaborator:
         if name in OBSERVABLES:
             row = OBSERVABLES[name]
             if row.data and not self.has(row.data):
-                code, needs = "E402" if row.data == "groups" else "E401", DATA_OF[row.data][0]
-                return self._refuse(misuse.wrong_data(code, f"`{spelled}` needs {needs}", self.data), span)
+                return self._refuse(misuse.wrong_data(DATA_OF[row.data], spelled, self.data), span)
             return ir.Observed(scope=row.scope, live=row.live, span=span, name=name)
         statement = self.declared.table.get(("name", name))
         if statement is not None and statement.kind == "param":
@@ -222,7 +211,7 @@ class Elaborator:
 
     def has(self, data: str) -> bool:
         """Whether the method's data holds pairs, labels, groups, …"""
-        return not self.data or bool(DATA_OF[data][1] & set(self.data))
+        return not self.data or not set(DATA_OF[data].kinds).isdisjoint(self.data)
 
     # --- operators ----------------------------------------------------------------------------------------------
 
@@ -281,7 +270,7 @@ class Elaborator:
         if name in REDUCTIONS and (name not in NAMED or len(trees) == 1):
             return self._without_axis(word, trees[0])
         if name in NAMED:
-            if not self._counted(word, len(trees), NAMED[name].arguments):
+            if not self._counted(word, len(trees), NAMED[name].arguments, nests=NAMED[name].nests):
                 return None
             return self._apply(name, trees, self._span(tree))
         if name in FORMS:
@@ -301,9 +290,11 @@ class Elaborator:
             return self._refuse(misuse.value_called(word), span)
         return self._refuse(misuse.any_outside_laws() if name == "any" else misuse.no_function(str(word)), span)
 
-    def _counted(self, word: Token, given: int, expected: tuple[str, ...], over: str = "") -> bool:
+    def _counted(
+        self, word: Token, given: int, expected: tuple[str, ...], over: str = "", *, nests: bool = False
+    ) -> bool:
         if given != len(expected):
-            self._refuse(misuse.miscounted(word, given, expected, over), self._span(word))
+            self._refuse(misuse.miscounted(word, given, expected, over, nests=nests), self._span(word))
         return given == len(expected)
 
     def _without_axis(self, word: Token, tree: Tree[Token]) -> ir.Expr | None:
@@ -331,7 +322,7 @@ class Elaborator:
         value, *rest = [value for value in values if value is not None]
         if axis in ("group", "others") and not self.has("groups"):
             help = "use `over batch`, or data with groups"
-            wrong = misuse.wrong_data("E402", f"`over {axis}` needs groups", self.data, help)
+            wrong = misuse.wrong_data(DATA_OF["groups"], f"over {axis}", self.data, help)
             return self._refuse(wrong, self._span(axis_word))
         if axis == "others" and self.alone and not self.in_law:
             return self._refuse(misuse.no_others(), self._span(axis_word), self._group())
@@ -385,8 +376,7 @@ class Elaborator:
     def _form(self, tree: Tree[Token], word: Token, row: Form, trees: list[Tree[Token]]) -> ir.Expr | None:
         values = [self._expression(argument) for argument in trees]
         if row.data and not self.has(row.data):
-            code, needs = "E404" if row.data == "prompts" else "E401", DATA_OF[row.data][0]
-            return self._refuse(misuse.wrong_data(code, f"`{word}` needs {needs}", self.data), self._span(word))
+            return self._refuse(misuse.wrong_data(DATA_OF[row.data], str(word), self.data), self._span(word))
         if any(value is None for value in values):
             return None
         whole = [value for value in values if value is not None]

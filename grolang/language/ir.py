@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field
 
 from grolang.language.intervals import Interval
-from grolang.language.scopes import AGGREGATED, Scope
+from grolang.language.scopes import AGGREGATED, ALL_OF, Scope
 from grolang.language.source import Span
 
 
@@ -158,10 +158,10 @@ class Law(Frozen):
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """How its loss is averaged: as it says, else over its sequences or groups."""
+        """How its loss is averaged: as it says, else over its sequences or groups. Empty where it claims no loss."""
         if self.aggregate is not None or self.body is None:
             return self.aggregate or ()
-        axis = {Scope.SEQUENCE: "sequences", Scope.GROUP: "groups"}.get(self.body.scope)
+        axis = ALL_OF.get(self.body.scope)
         return () if axis is None else (Step(function="mean", axis=axis, divisor=None, span=self.body.span),)
 
 

@@ -21,6 +21,28 @@ class Misuse:
     label: str = ""
 
 
+@dataclass(frozen=True)
+class Holds:
+    """The kinds of data that hold something, and the code where a method's data does not."""
+
+    kinds: tuple[str, ...]
+    code: str
+
+    @property
+    def text(self) -> str:
+        return listed(f"data {kind}" for kind in self.kinds)
+
+
+#: what a function or an observable needs, and which data has it
+DATA_OF = {
+    "pairs": Holds(("preference",), "E401"),
+    "labels": Holds(("preference", "unpaired"), "E401"),
+    "groups": Holds(("preference", "prompts"), "E402"),
+    "prompts": Holds(("prompts",), "E404"),
+    "demonstrations": Holds(("demonstrations",), "E401"),
+}
+
+
 # --- names -----------------------------------------------------------------------------------------------------
 
 
@@ -54,9 +76,9 @@ def unknown(name: str, known: Iterable[str], around: set[str], *, drawn: bool) -
     return Misuse("E201", f"there is no `{name}`", help, "not known")
 
 
-def wrong_data(code: str, what: str, data: Iterable[str], help: str = "") -> Misuse:
-    message = f"{what}; this method learns from `data {' + '.join(data)}`"
-    return Misuse(code, message, help or "change the `data` line, or do without it")
+def wrong_data(needs: Holds, word: str, data: Iterable[str], help: str = "") -> Misuse:
+    message = f"`{word}` needs {needs.text}; this method learns from `data {' + '.join(data)}`"
+    return Misuse(needs.code, message, help or f"write {needs.text}, or do without `{word}`")
 
 
 # --- calls -----------------------------------------------------------------------------------------------------
@@ -85,9 +107,9 @@ def no_function(word: str) -> Misuse:
     return Misuse("E205", f"there is no function `{word}`", help, "not known")
 
 
-def miscounted(word: str, given: int, expected: tuple[str, ...], over: str) -> Misuse:
+def miscounted(word: str, given: int, expected: tuple[str, ...], over: str, *, nests: bool) -> Misuse:
     form = f"{word}({', '.join(expected)}{over})"
-    if given > len(expected) and expected == ("a", "b"):  # `min` and `max`
+    if given > len(expected) and nests:
         form = f"{word}({word}(a, b), c)"
     plural = "" if len(expected) == 1 else "s"
     return Misuse("E206", f"`{word}` takes {len(expected)} argument{plural}, not {given}", f"write `{form}`")

@@ -47,6 +47,9 @@ AGGREGATED: dict[str, Scope] = {
     "batch": Scope.BATCH,
 }
 
+#: the axis over all values of a scope, with which the averaging of a loss of that scope begins
+ALL_OF = {Scope.SEQUENCE: "sequences", Scope.GROUP: "groups"}
+
 
 def has_axis(scope: Scope, axis: str) -> bool:
     """Whether a value of this scope can be reduced over the axis.

@@ -11,7 +11,7 @@ from sympy import Expr, Symbol
 
 from grolang.language.components import COMPONENTS
 from grolang.language.formatter import format_text
-from grolang.language.functions import DENIED, FUNCTIONS
+from grolang.language.functions import FUNCTIONS, LOGICAL
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
 from grolang.laws.parts import ONE, ZERO, Parts
@@ -160,21 +160,17 @@ def increasing(advantage: Expr, book: Book) -> tuple[Expr, Expr | None]:
     while (step := _inside(inner, book)) is not None:
         inner = step
     functions = {str(part.func) for part in advantage.atoms(sympy.Function)} & set(FUNCTIONS)
-    if inner == advantage or not functions - _PLAIN:
+    if inner == advantage or not functions - LOGICAL:
         return advantage, None
     return inner, advantage.xreplace({inner: A})
 
 
 def _inside(expr: Expr, book: Book) -> Expr | None:
     """The one part of a product or of a function's arguments that differs between sequences."""
-    if not (expr.is_Mul or str(expr.func) in set(FUNCTIONS) - _PLAIN):
+    if not (expr.is_Mul or str(expr.func) in set(FUNCTIONS) - LOGICAL):
         return None
     moving = [argument for argument in expr.args if book.scope(argument) > Scope.CONST]
     return moving[0] if len(moving) == 1 else None
-
-
-#: functions that an advantage keeps to itself: conditions, and what compares
-_PLAIN = {"choose", "and", "or", "not", *DENIED}
 
 
 def _rewarded(advantage: Expr, book: Book) -> tuple[Expr | None, Expr]:

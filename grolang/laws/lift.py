@@ -16,7 +16,7 @@ from grolang.compiler.method import from_source
 from grolang.language import ir
 from grolang.language.checker import check
 from grolang.language.diagnostics import GroError
-from grolang.language.functions import DENIED
+from grolang.language.functions import LOGICAL
 from grolang.language.ir import Call, Law, MethodIR, Named, Reduce
 from grolang.language.scopes import Scope, joined
 from grolang.language.source import Source, Span
@@ -217,13 +217,9 @@ def _terms(expr: ir.Expr, sign: int, method: MethodIR, source: Source) -> Iterat
             yield from _terms(method.definitions[expr.name].body, sign, method, source)
         case _:
             text = source.quoted(expr.span)
-            loose = isinstance(expr, Call) and expr.function in _LOOSE
+            loose = isinstance(expr, Call) and expr.function in LOGICAL
             text = f"({text})" if loose else text
             yield _Term(sign, expr, f"-{text}" if sign < 0 else text)
-
-
-#: calls that bind looser than a product
-_LOOSE = {"choose", "and", "or", "not", *DENIED}
 
 
 def _is_sum(expr: Named, method: MethodIR) -> bool:

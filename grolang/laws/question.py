@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from lark import Token, Tree
 
+from grolang.language.checker import KINDS
 from grolang.language.components import COMPONENTS
 from grolang.language.declarations import canonical, declare, leaf
 from grolang.language.diagnostics import GroError
-from grolang.language.expressions import DATA_OF
 from grolang.language.findings import Findings, nearest
 from grolang.language.functions import CALLABLE, FORMS, OBSERVABLES, Form, Observable
 from grolang.language.ir import Law, MethodIR
+from grolang.language.misuse import DATA_OF
 from grolang.language.scopes import REDUCED
 from grolang.language.source import Source
 from grolang.language.syntax import Statement, parse, parser
@@ -150,9 +151,9 @@ def _kind(statements: Sequence[Statement]) -> str:
     """The data that has what a loss uses."""
     words = {word for statement in statements for word in _names(statement.tree)}
     rows: list[Observable | Form] = [*OBSERVABLES.values(), *FORMS.values()]
-    needs = {DATA_OF[row.data][0] for row in rows if row.data and row.name in words}
-    for kind in ("preference", "unpaired", "prompts", "demonstrations"):
-        if needs and all(f"`data {kind}`" in need for need in needs):
+    needs = {DATA_OF[row.data] for row in rows if row.data and row.name in words}
+    for kind in KINDS:
+        if needs and all(kind in need.kinds for need in needs):
             return "unpaired" if kind == "preference" and not words & _PAIRED else kind
     drawn = any(statement.kind == "score" for statement in statements) or words & {"group", "others", "logp_old"}
     return "prompts" if drawn else "demonstrations"

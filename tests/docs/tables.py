@@ -12,10 +12,10 @@ from pathlib import Path
 from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.codes import CODES
-from grolang.language.expressions import DATA_OF
 from grolang.language.functions import FORMS, NAMED, OBSERVABLES, REDUCTIONS, ROWS, Function
 from grolang.language.intervals import ANY
 from grolang.language.ir import MethodIR, Step
+from grolang.language.misuse import DATA_OF
 from grolang.language.scopes import REDUCED, Scope, has_axis
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -35,7 +35,7 @@ def code(text: str) -> str:
 
 def observables() -> str:
     rows = [
-        (code(row.name), row.scope.word, DATA_OF[row.data][0] if row.data else "any", str(row.range), row.help)
+        (code(row.name), row.scope.word, DATA_OF[row.data].text if row.data else "any", str(row.range), row.help)
         for row in OBSERVABLES.values()
     ]
     return markdown(("name", "scope", "data", "range", "meaning"), rows)
@@ -93,7 +93,7 @@ def forms() -> str:
     for row in FORMS.values():
         takes = row.takes.word if row.coarsest is row.takes else f"{row.coarsest.word} to {row.takes.word}"
         gives = "as its argument" if row.name == "sg" else row.gives.word
-        needs = DATA_OF[row.data][0] if row.data else "any"
+        needs = DATA_OF[row.data].text if row.data else "any"
         flow = "yes" if row.flows else "no"
         rows.append((code(f"{row.name}({', '.join(row.arguments)})"), takes, gives, needs, flow, row.help))
     return markdown(("form", "takes", "gives", "data", "gradient", "value"), rows)

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -437,3 +439,16 @@ def test_table_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> No
 def test_formulas_and_the_table_import_no_torch() -> None:
     code = "import sys; from grolang.cli import main; main(['explain', 'dpo', '--no-plots']); main(['table', 'dpo']); "
     assert process("-c", code + "print('torch' in sys.modules)").stdout.endswith("False\n")
+
+
+def test_the_words_that_an_option_takes_are_those_of_its_table() -> None:
+    stages = import_module("grolang.cli.show")
+    from grolang.cli.new import new
+    from grolang.cli.templates import TEMPLATES
+    from grolang.language.checker import KINDS
+
+    def words(command: Callable[..., None], option: str) -> tuple[str, ...]:
+        return get_args(get_args(get_type_hints(command, include_extras=True)[option])[0])
+
+    assert words(stages.show, "stage") == tuple(stages._STAGES)
+    assert words(new, "data") == tuple(TEMPLATES) == KINDS
