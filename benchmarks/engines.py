@@ -18,7 +18,7 @@ from transformers.utils import logging
 from grolang.runtime import defaults
 from grolang.runtime.engines import Policy
 from grolang.runtime.launch import resolve
-from grolang.runtime.policy import load_model, load_tokenizer
+from grolang.runtime.models import load_model, load_tokenizer
 from grolang.runtime.sampling import Generate, Sampling
 from grolang.runtime.vllm_engine import Beside
 

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 import datasets
 
-from grolang.language.diagnostics import GroError
+from grolang.language.diagnostics import GroError, cause
 from grolang.language.findings import nearest
 from grolang.runtime.names import check_hub, is_path
 
@@ -186,10 +186,10 @@ def open_rows(name: str) -> Rows:
         else:
             dataset = datasets.load_dataset(READERS.get(kind, name), split="train", **options)
     except Exception as error:  # the builders raise what their parsers raise
-        cause = _cause(error)
-        if NO_ROWS in cause:
+        said = _cause(error)
+        if NO_ROWS in said:
             raise GroError.plain(f"{name} has no rows", help="give a file with rows") from error
-        fault = broken_line(path) or f"{name} cannot be read: {cause}"
+        fault = broken_line(path) or f"{name} cannot be read: {said}"
         raise GroError.plain(fault, help="mend the file" if path.is_file() else "give one of its files") from error
     if len(dataset) == 0:
         raise GroError.plain(f"{name} has no rows", help="give a file with rows")
@@ -235,7 +235,7 @@ def _cause(error: BaseException) -> str:
     """The innermost message of a chain of exceptions, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    return cause(error, 2000)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -334,6 +334,14 @@ def _common_messages(record: Record) -> Record:
         count += 1
     chosen, rejected = (side[count:] for side in sides)
     return {**record, "prompt": sides[0][:count] or None, "chosen": chosen, "rejected": rejected}
+
+
+def checked(rows: Rows, kind: str) -> Rows:
+    """The rows in the columns of the kind, each of them one; else an error with what is wrong, and where."""
+    found = with_prompts(rows, kind)
+    check_columns(found, kind)
+    check_rows(found, kind)
+    return found
 
 
 def check_columns(rows: Rows, kind: str) -> None:

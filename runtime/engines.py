@@ -23,6 +23,7 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime import policy as source
 from grolang.runtime.adapters import need
 from grolang.runtime.examples import Ids
+from grolang.runtime.models import window
 from grolang.runtime.sampling import Drawn, Generate, Generator, Sampling
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.sharding import wanted
@@ -57,7 +58,7 @@ def generator(
     need("vllm", "--engine vllm", "vllm")
     from grolang.runtime.vllm_engine import Beside
 
-    room = source.window(model)
+    room = window(model)
     if settings.max_prompt and settings.max_completion:  # no more is ever asked for
         most = settings.max_prompt + settings.max_completion
         room = min(room or most, most)

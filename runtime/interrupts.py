@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
+import torch
+from accelerate import Accelerator
 from rich.console import Console
 
 SAID = b"\nstopping after this step and saving; press Ctrl-C again to stop at once\n"
@@ -21,6 +23,13 @@ class Interrupt:
     """Whether someone asked the run to stop."""
 
     asked: bool = False
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether a stop was asked for in any process; those that hear of it at different moments agree on the step."""
+        if accelerator.num_processes == 1:
+            return self.asked
+        asked = torch.tensor(float(self.asked), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum") > 0)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
-from grolang.runtime.output import describe, fingerprints, note, noted, open_output
+from grolang.runtime.output import Outcome, describe, fingerprints, note, noted, open_output
 from grolang.runtime.progress import comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reference import store
@@ -34,33 +34,18 @@ from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
-from grolang.runtime.sharding import alone, deepspeed, gathered, processes
+from grolang.runtime.sharding import deepspeed, gathered, joined
 from grolang.runtime.step import Sample, Step
 from grolang.runtime.tracking import chosen
 
 FAILED = 10  # batches of steps that were left out which are kept
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did: its folder, the steps it has taken, the held-out figures, and whether it was interrupted."""
-
-    output: Path
-    steps: int
-    before: Figures
-    after: Figures
-    interrupted: bool = False
-
-
 def train(method: Method, settings: RunSettings, console: Console | None = None) -> Outcome:
     """Run the method as the settings say. Everything that a user gave is checked before the first step."""
     if deepspeed():
         zero.check(settings)
-    accelerator = processes()
-    if console is None or not accelerator.is_main_process:
-        console = Console(quiet=not accelerator.is_main_process, stderr=True)
-    if said := alone(accelerator):
-        say(console, said)
+    accelerator, console = joined(console or Console(stderr=True))
     set_seed(settings.seed)
     chosen(settings.track)
     run = prepare(method, settings, accelerator, partial(say, console))
@@ -144,7 +129,7 @@ class _Loop:
             if settings.save_every and self.step - max(0, self.saved) >= settings.save_every:
                 journal.flush()
                 self._checkpoint()
-            if self.step >= settings.steps or self._enough() or self._stopping():
+            if self.step >= settings.steps or self._enough() or self.interrupt.agreed(self.run.engine.accelerator):
                 return
             for figures in self._draw(self.step // settings.updates):
                 self.step += 1
@@ -177,14 +162,6 @@ class _Loop:
         """Whether as many evaluations as `--early-stop` says brought no gain."""
         found, patience = self._best(), self.run.settings.early_stop
         return bool(patience and found and found.since >= patience)
-
-    def _stopping(self) -> bool:
-        """Whether a stop was asked for; processes that hear of it at different moments agree on the step."""
-        accelerator = self.run.engine.accelerator
-        if accelerator.num_processes == 1:
-            return self.interrupt.asked
-        asked = torch.tensor(float(self.interrupt.asked), device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum") > 0)
 
     def _rescue(self) -> None:
         """After an error: keep what was learned, where the model stands between two draws. Best effort.

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +22,23 @@ from torch import get_num_threads
 from grolang import Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
+from grolang.runtime.figures import Figures
 from grolang.runtime.record import FILE, Record, as_json, process, write_text
 from grolang.runtime.settings import RunSettings, to_toml
 from grolang.runtime.setup import data_files
 
 PACKAGES = ("grolang", "torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: its folder, the steps it has taken, the held-out figures, and whether it was interrupted."""
+
+    output: Path
+    steps: int
+    before: Figures
+    after: Figures
+    interrupted: bool = False
 
 
 def open_output(method: Method, settings: RunSettings, accelerator: Accelerator) -> Path:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
 from grolang.compiler.forming import plain_kernel
 from grolang.compiler.fused import Head, Pass, attach, launch, logps, single_pass
@@ -161,88 +155,6 @@ def given(coefficients: Tensor | None, *, kernels: bool = False) -> Form:
     return form
 
 
-def load_tokenizer(
-    path: str, *, trust_remote_code: bool = False, template: str | None = None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, which must have an end token; `template` is a chat template's file."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever transformers raises on what a user named
-        raise _unreadable(path, "tokenizer", error) from error
-    if tokenizer.eos_token_id is None:
-        raise GroError.plain(
-            f"the tokenizer of {path} has no end-of-sequence token, and a completion must be able to end",
-            help="set `eos_token` in its tokenizer_config.json",
-        )
-    if template is not None:
-        try:
-            tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise GroError.plain(f"cannot read the chat template {template}: {error}") from error
-    return tokenizer
-
-
-def load_model(
-    path: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False, **options: Any
-) -> PreTrainedModel:
-    """A causal model from safetensors, without dropout. Weights in another format are refused: they can hold code.
-
-    `options` that are None are left to the model: `attn_implementation`, `quantization_config`.
-    """
-    options = {name: value for name, value in options.items() if value is not None}
-    if "quantization_config" in options:
-        options["device_map"] = {"": device}
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **options
-        )
-    except Exception as error:  # whatever transformers raises on what a user named
-        raise _unreadable(path, "model", error) from error
-    if model.config.is_encoder_decoder:
-        raise GroError.plain(f"{path} is an encoder-decoder; grolang trains decoder-only models")
-    # Evaluation mode throughout: with dropout a log-prob would depend on when it was computed.
-    if "device_map" not in options:
-        model.to(device)  # type: ignore[arg-type]  # its `to` is decorated without a type
-    nn.Module.eval(model)
-    for module in model.modules():
-        if "quantization_config" in options and type(module).__module__.startswith("bitsandbytes"):
-            module.training = True  # else it may repack its weights into a form without a backward pass
-    return model
-
-
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Keep only what enters each layer, and run the layer again in the backward pass.
-
-    transformers' own switch asks for training mode, in which a model with dropout would not say the same twice.
-    """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = partial(_recomputed, layer.forward)
-
-
-def _recomputed(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **options)
-    return checkpoint(forward, *args, use_reentrant=False, **options)
-
-
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference: the model as it is now."""
-    return copy.deepcopy(model).requires_grad_(False)
-
-
-def window(model: PreTrainedModel) -> int | None:
-    """Tokens that the model was made for, where its configuration says."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
-
-
-def vocabulary(model: PreTrainedModel) -> int:
-    """Tokens that the model has an embedding for."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # torch types it loosely
-
-
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """The fused log-probs are those of the model's own logits, on one short text; else an error.
@@ -262,11 +174,3 @@ def check_head(model: PreTrainedModel) -> None:
             f"by {float((ours - theirs).abs().max()):.3g}: this architecture alters its logits in a way unknown here",
             help="report the architecture; Llama, Qwen, Mistral, Gemma, Cohere, Granite and GPT-2 are known",
         )
-
-
-def _unreadable(path: str, what: str, error: Exception) -> GroError:
-    cause = " ".join(str(error).split())
-    return GroError.plain(
-        f"no {what} can be loaded from {path}: {cause[:400]}",
-        help="--model takes a folder of save_pretrained, safetensors weights and tokenizer, or a hub name",
-    )

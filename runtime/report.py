@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from grolang import explain
 from grolang.explain import Page, curves, fonts, html
 from grolang.explain.curves import Curve, Plot
-from grolang.language.diagnostics import GroError
+from grolang.language.diagnostics import GroError, cause
 from grolang.runtime.curves import COLOURS, Frame, bins
 from grolang.runtime.pages import charts, moved, number, page, section, table, tile
 from grolang.runtime.parquet import FOLDER, parts, read, read_completions
@@ -41,8 +41,7 @@ def leave_report(output: Path, say: Callable[[str], None]) -> None:
     try:
         say(f"the report is in {write_report(output)}")
     except Exception as error:  # a report must not spoil the run that it is of
-        cause = " ".join(str(error).split()) or type(error).__name__
-        say(f"note: no report was made ({cause[:200]}); `grolang report {output}` tries again")
+        say(f"note: no report was made ({cause(error, 200)}); `grolang report {output}` tries again")
 
 
 def report(record: Record) -> str:

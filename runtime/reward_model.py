@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
+from torch import Tensor
 
-from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Encoder, Ids
+from grolang.runtime.models import load_classifier, load_tokenizer, window
 from grolang.runtime.names import check_folder
-from grolang.runtime.policy import load_tokenizer, window
 
 BATCH = 16  # sequences that pass through at once
 
@@ -70,48 +67,3 @@ def pad_of(encoder: Encoder) -> int:
     """The id of padding: transformers' classifiers read the last token that is another one."""
     found = encoder.tokenizer.pad_token_id
     return encoder.end if found is None else int(found)
-
-
-def load_classifier(
-    path: str, device: torch.device | str, *, fresh: bool = False, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A sequence classifier with one output, from safetensors, in float32, without dropout.
-
-    With `fresh` any model will do, and a new head is put on it; else the folder must hold a classifier.
-    """
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
-    head: dict[str, Any] = {"num_labels": 1} if fresh else {}
-    told = logging.get_verbosity()
-    if fresh:  # that the head is new needs no warning
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # nor for it
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **head)
-        if not fresh:
-            _check_kind(path, config)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except GroError:
-        raise
-    except Exception as error:  # whatever transformers raises on what a user named
-        cause = " ".join(str(error).split())
-        raise GroError.plain(
-            f"no reward model can be loaded from {path}: {cause[:400]}",
-            help="it takes a folder that `grolang reward train` saves, or another sequence classifier with one output",
-        ) from error
-    finally:
-        logging.set_verbosity(told)
-    model.to(device)  # type: ignore[arg-type]  # its `to` is decorated without a type
-    nn.Module.eval(model)
-    return model
-
-
-def _check_kind(path: str, config: Any) -> None:
-    kinds = config.architectures or ["nothing"]
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise GroError.plain(
-            f"{path} holds {', '.join(kinds)}, and a reward model is a …ForSequenceClassification",
-            help="`grolang reward train` makes one from pairs",
-        )
-    if config.num_labels != 1:
-        raise GroError.plain(f"{path} has {config.num_labels} outputs, and a reward model has one")

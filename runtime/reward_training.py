@@ -25,38 +25,27 @@ from transformers import PreTrainedModel
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints, defaults
-from grolang.runtime.data import check_columns, check_rows, open_rows, with_prompts
+from grolang.runtime.data import checked, open_rows
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_examples, positions
 from grolang.runtime.figures import Figures
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.launch import settings_of
 from grolang.runtime.metrics import MetricsFile
+from grolang.runtime.models import load_classifier, load_tokenizer, vocabulary, window
 from grolang.runtime.names import check_folder
-from grolang.runtime.output import begin, fingerprint, noted, open_folder
-from grolang.runtime.policy import load_tokenizer, vocabulary, window
+from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
 from grolang.runtime.progress import Screen, View, comparison, say, steps
 from grolang.runtime.record import as_json, write_text
-from grolang.runtime.reward_model import load_classifier, pad_of, rewards
+from grolang.runtime.reward_model import pad_of, rewards
 from grolang.runtime.scoring import share
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
-from grolang.runtime.sharding import alone, processes, wanted
+from grolang.runtime.sharding import joined, wanted
 from grolang.runtime.step import add_up
 
 APART, APART_MOST = 20, 256  # held out of data that comes without such rows: one pair in 20, and 256 at most
 DEFAULTS = {"steps": 100, "batch": 32}
 LR, OWN_LR = 3e-4, 1e-5  # of the embedded model, and of one of the user's
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training did: its folder, steps, held-out figures, and whether it was interrupted."""
-
-    output: Path
-    steps: int
-    before: Figures
-    after: Figures
-    interrupted: bool = False
 
 
 def start(flags: Settings, config: str | Path | None = None, console: Console | None = None) -> Outcome:
@@ -81,14 +70,10 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
 
 def train(settings: RunSettings, console: Console) -> Outcome:
     """Everything that a user gave is checked before the first step."""
-    accelerator = processes()
+    accelerator, console = joined(console)
     if wanted(False, accelerator):
         message = "a reward model is not shared out, and accelerate's configuration asks for it"
         raise GroError.plain(message, help="leave out --use_deepspeed or --use_fsdp: each process holds all of it")
-    if not accelerator.is_main_process:
-        console = Console(quiet=True, stderr=True)
-    if said := alone(accelerator):
-        say(console, said)
     set_seed(settings.seed)
     path = settings.model or str(defaults.model_path())
     check_folder(path, "--model")
@@ -119,10 +104,7 @@ def train(settings: RunSettings, console: Console) -> Outcome:
 
 
 def _pairs(name: str, encoder: Encoder, limits: Limits) -> Examples:
-    rows = with_prompts(open_rows(name), "preference")
-    check_columns(rows, "preference")
-    check_rows(rows, "preference")
-    return load_examples(rows, "preference", encoder, limits)
+    return load_examples(checked(open_rows(name), "preference"), "preference", encoder, limits)
 
 
 def _hold_out(pairs: Examples, settings: RunSettings, limits: Limits) -> tuple[Examples, Examples]:
@@ -155,7 +137,7 @@ class _Training:
         saved = -1 if state is None else self.step
         try:
             with View(self.console, "reward model", settings.steps, self.step) as view:
-                while self.step < settings.steps and not self._stopping(interrupt):
+                while self.step < settings.steps and not interrupt.agreed(self.accelerator):
                     figures = self._step(pairs)
                     if metrics is not None:
                         metrics.write(figures)
@@ -234,11 +216,6 @@ class _Training:
         device = self.accelerator.device.type
         wanted = self.settings.precision == "bf16" or (self.settings.precision == "auto" and device == "cuda")
         return torch.autocast(device, dtype=torch.bfloat16, enabled=wanted)
-
-    def _stopping(self, interrupt: Interrupt) -> bool:
-        """Whether a stop was asked for in any process."""
-        asked = torch.tensor(float(interrupt.asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
 
     def _rescue(self, before: Figures, saved: int) -> None:
         """After an error: keep what was learned. Best effort; with several processes the others would not come."""

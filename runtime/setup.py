@@ -18,33 +18,15 @@ from grolang.compiler.fused import launch
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
 from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
-from grolang.runtime.data import (
-    COLUMNS,
-    Part,
-    Rows,
-    check_columns,
-    check_filled,
-    check_rows,
-    open_rows,
-    read_parts,
-    with_prompts,
-)
+from grolang.runtime.data import COLUMNS, Part, Rows, check_filled, checked, open_rows, read_parts
 from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, Together, load_examples, with_demonstrations
 from grolang.runtime.feed import Feed, Mixture, Past
+from grolang.runtime.models import frozen_copy, load_model, load_tokenizer, recompute_activations, vocabulary, window
 from grolang.runtime.names import check_folder
 from grolang.runtime.packing import enable
-from grolang.runtime.policy import (
-    Policy,
-    check_head,
-    frozen_copy,
-    load_model,
-    load_tokenizer,
-    recompute_activations,
-    vocabulary,
-    window,
-)
+from grolang.runtime.policy import Policy, check_head
 from grolang.runtime.rollout import Sampler
 from grolang.runtime.sampling import Sampling, Stop, end_ids
 from grolang.runtime.score_sources import Sources
@@ -82,7 +64,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     trust, template = settings.trust_remote_code, settings.chat_template
     encoder = Encoder(load_tokenizer(path, trust_remote_code=trust, template=template))
     parts = data_parts(method.data, settings)
-    files = [(part, _checked(part.name, part.kind)) for part in parts]
+    files = [(part, checked(open_rows(part.name), part.kind)) for part in parts]
     main = [rows for part, rows in files if part.kind == kind]
     patience = Patience(settings.score_timeout, settings.score_retries, settings.on_score_error)
     sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
@@ -159,13 +141,6 @@ def data_parts(kinds: Sequence[str], settings: RunSettings) -> list[Part]:
     return read_parts(settings.data, kinds)
 
 
-def _checked(name: str, kind: str) -> Rows:
-    rows = with_prompts(open_rows(name), kind)
-    check_columns(rows, kind)
-    check_rows(rows, kind)
-    return rows
-
-
 def _scorers(
     method: Method, settings: RunSettings, sources: Sources, files: Sequence[Rows], *, drawn: bool
 ) -> tuple[Scorer, ...]:
@@ -215,10 +190,9 @@ def _hold_out(
     rows = open_rows(settings.eval_data or str(defaults.data_path("prompts", "test")))
     answers = "answer" in rows.columns and not set(COLUMNS[first.kind]) <= set(rows.columns)
     kind = "prompts" if answers else first.kind
-    rows = with_prompts(rows, kind)
-    check_columns(rows, kind)
-    check_rows(rows, kind)
-    apart = load_examples(rows, kind, first.encoder, limits if kind == "prompts" else first.limits, old=first.old)
+    apart = load_examples(
+        checked(rows, kind), kind, first.encoder, limits if kind == "prompts" else first.limits, old=first.old
+    )
     return loaded, (apart.part(apart.kept[: settings.eval_rows]),)
 
 

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import patch_environment
+from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -21,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.policy import Policy, Tokens
+from grolang.runtime.progress import say
 
 
 def processes() -> Accelerator:
@@ -31,6 +33,16 @@ def processes() -> Accelerator:
     """
     with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):
         return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # the engine has its own
+
+
+def joined(console: Console) -> tuple[Accelerator, Console]:
+    """This process among those that were started together, and where it speaks: the main one alone is heard."""
+    accelerator = processes()
+    if not accelerator.is_main_process:
+        console = Console(quiet=True, stderr=True)
+    if said := alone(accelerator):
+        say(console, said)
+    return accelerator, console
 
 
 def alone(accelerator: Accelerator) -> str | None:

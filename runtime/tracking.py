@@ -16,7 +16,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from grolang.language.diagnostics import GroError
+from grolang.language.diagnostics import GroError, cause
 from grolang.runtime.figures import Figures
 from grolang.runtime.record import Record
 from grolang.runtime.settings import RunSettings
@@ -95,9 +95,8 @@ class Trackers:
                     tracker.start()
                 _describe(tracker, settings)
             except Exception as error:  # whatever its package raises, down to what its server answers
-                cause = " ".join(str(error).split()) or type(error).__name__
                 help = f"mend that, or leave --track {name} out{kind.offline}"
-                raise GroError.plain(f"the tracker {name} cannot be started: {cause[:400]}", help=help) from error
+                raise GroError.plain(f"the tracker {name} cannot be started: {cause(error)}", help=help) from error
             self.open[name] = tracker
 
     def log(self, prefix: str, step: int, figures: Figures) -> None:
@@ -122,8 +121,7 @@ class Trackers:
                 do(tracker)
             except Exception as error:  # whatever a tracker raises
                 del self.open[name]
-                cause = " ".join(str(error).split()) or type(error).__name__
-                self.say(f"the tracker {name} failed and is off from now on; metrics.jsonl goes on: {cause[:400]}")
+                self.say(f"the tracker {name} failed and is off from now on; metrics.jsonl goes on: {cause(error)}")
 
 
 def _finite(value: float | None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from grolang.language.diagnostics import GroError
+from grolang.language.diagnostics import GroError, cause
 from grolang.runtime.engines import Policy, requests
 from grolang.runtime.examples import Ids
 from grolang.runtime.sampling import Drawn, Sampling
@@ -81,9 +81,8 @@ def _tried(what: str, work: Callable[[], T]) -> T:
     try:
         return work()
     except Exception as error:  # of many classes
-        cause = " ".join(str(error).split())[:400] or type(error).__name__
         help = "--engine-memory gives it more or less memory; VLLM_LOGGING_LEVEL=INFO shows what it does"
-        raise GroError.plain(f"{NAME} cannot {what}: {cause}", help=help) from error
+        raise GroError.plain(f"{NAME} cannot {what}: {cause(error)}", help=help) from error
 
 
 def _drawn(output: Any) -> Drawn:

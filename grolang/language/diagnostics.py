@@ -55,6 +55,11 @@ class GroError(Exception):
         return cls([Diagnostic(code=code, severity="error", message=message, help=help)])
 
 
+def cause(error: BaseException, most: int = 400) -> str:
+    """What an exception of another library says, on one line; its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Sorted by file and place, each finding once."""
     unique = dict.fromkeys(diagnostics)

@@ -904,8 +904,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "held_out_prompts_trained",
             "a held-out prompt stays among the rows that are trained on",
-            'if prompt_key(self.rows[number]["prompt"]) not in prompts]',
-            "if number not in held.kept]",
+            "if self.asked(number) not in prompts]",
+            "if all(number not in part.kept for part in held)]",
             DATA,
         ),
     ),

@@ -31,7 +31,7 @@ from grolang.runtime import defaults, parquet, start
 from grolang.runtime.adapters import add_lora
 from grolang.runtime.engines import Policy, generator, request
 from grolang.runtime.launch import resolve
-from grolang.runtime.policy import load_model, load_tokenizer
+from grolang.runtime.models import load_model, load_tokenizer
 from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop
 from grolang.runtime.vllm_engine import Beside
 from grolang.runtime.vllm_server import TOGETHER, together

@@ -19,7 +19,8 @@ from grolang import Batch
 from grolang.compiler.forming import Forming
 from grolang.language.library import built_in
 from grolang.runtime import start
-from grolang.runtime.policy import Policy, Tokens, check_head, frozen_copy
+from grolang.runtime.models import frozen_copy
+from grolang.runtime.policy import Policy, Tokens, check_head
 from grolang.runtime.replay import Kept, read_batch, write_batch
 from grolang.runtime.split import split
 from grolang.runtime.step import Engine, Sample

@@ -35,8 +35,9 @@ from transformers import (
 import grolang
 from grolang.runtime import policy as policies
 from grolang.runtime import start
+from grolang.runtime.models import recompute_activations
 from grolang.runtime.packing import PREFIX, enable, lay_out, states
-from grolang.runtime.policy import Policy, Tokens, recompute_activations
+from grolang.runtime.policy import Policy, Tokens
 
 GPT2 = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 NO_END = {"bos_token_id": 0, "eos_token_id": 0}

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from grolang import GroError
 from grolang.runtime import defaults, parquet, start
 from grolang.runtime.examples import Ids
-from grolang.runtime.policy import Policy, Tokens, load_model, load_tokenizer
+from grolang.runtime.models import load_model, load_tokenizer
+from grolang.runtime.policy import Policy, Tokens
 from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop, drawn_at, uniform
 
 ENDS = frozenset([3])
