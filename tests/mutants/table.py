@@ -416,8 +416,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "head_gradient_of_wrong_chunk",
             "each tile's gradient goes to the first rows of the head",
-            "multiply(sums.weight[columns], operand.T, scaled, alpha=head.gain, beta=1.0)",
-            "multiply(sums.weight[: columns.stop - columns.start], operand.T, scaled, alpha=head.gain, beta=1.0)",
+            "multiply(sums.weight[columns], operand.T, scaled",
+            "multiply(sums.weight[: columns.stop - columns.start], operand.T, scaled",
             FUSED,
         ),
         (
@@ -433,8 +433,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "accumulated_twice",
             "what earlier chunks gave the head is doubled by the next",
-            "multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=1.0)",
-            "multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=2.0)",
+            "multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=1.0, rounded=True)",
+            "multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=2.0, rounded=True)",
             FUSED,
         ),
         (

@@ -197,6 +197,49 @@ def test_16_bit_inputs_keep_fp32_logits_and_sums(way: Way, dtype: torch.dtype, m
     assert_near(rows.logp, plain(one)[0], 5e-6)
 
 
+@pytest.fixture(params=[True, False], ids=["rounded", "widened"])
+def products_of_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CPU with units for bf16 takes, and what another takes: both run on either."""
+    if request.param and not products.has_onednn():
+        pytest.skip("this torch has no oneDNN to ask")
+    monkeypatch.setattr(products, "cpu_multiplies_bf16", lambda: request.param)
+    monkeypatch.setattr(products, "CONVERTED_BYTES", 10 * D * 4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_bf16_on_either_kind_of_cpu(way: Way, kind: str, budget: int, products_of_bf16: None) -> None:
+    one = case(kind, torch.bfloat16)
+    assert_gradients(way(one, budget), plain(one)[2], TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("way", [by_single_pass, by_recomputing])
+@pytest.mark.parametrize("sure", [False, True])
+def test_bf16_chunks_that_cancel_and_targets_that_are_nearly_sure(
+    way: Way, sure: bool, products_of_bf16: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight chunks, coefficients of any size and sign; p_y − 1 of sure targets would not outlive a rounding of p."""
+    torch.manual_seed(1)
+    hidden, weight = (torch.randn(*size).bfloat16() for size in ((256, 32), (700, 32)))
+    targets = torch.randint(700, (256,))
+    if sure:
+        hidden = (weight[targets].float() * 0.45).bfloat16()
+    c = torch.randn(256) * 10.0 ** torch.randint(-6, 1, (256,))
+    one = Case(hidden.requires_grad_(), Head(weight.requires_grad_()), targets, c)
+    assert_gradients(way(one, 32 * 4 * 700), plain(one)[2], TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("exact", [False, True])
+def test_fp32_by_either_library(way: Way, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if exact and not products.onednn_is_exact():
+        pytest.skip("this CPU takes the other library")
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: exact)
+    one = case("scaled", torch.float32)
+    assert_gradients(way(one, FEW_ROWS), plain(one)[2], TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_hidden_states_and_head_of_two_dtypes(way: Way) -> None:
     one = case(dtype=torch.bfloat16)

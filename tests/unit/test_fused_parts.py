@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grolang.compiler.fused import Head, pages
+from grolang.compiler.fused import Head, pages, products
 from grolang.compiler.fused.factored import pack, unit_slices
 from grolang.compiler.fused.pages import LARGE, on_huge_pages
-from grolang.compiler.fused.products import has_bf16_products, spans
-from grolang.compiler.fused.rows import IN_CACHE, compact, row_blocks
+from grolang.compiler.fused.products import by_onednn, has_bf16_products, has_onednn, multiply, precision, spans
+from grolang.compiler.fused.rows import IN_CACHE, compact, narrowed, row_blocks, taken
 from grolang.compiler.fused.sweep import row_chunks, tiled
 
 
@@ -91,6 +91,54 @@ def test_units_are_packed_in_order_and_a_large_one_stands_alone() -> None:
     units = unit_slices(unit)
     assert [(u.start, u.stop) for u in units] == [(0, 2), (2, 5), (5, 14), (14, 15), (15, 19)]
     assert [(p.start, p.stop) for p in pack(units, 5)] == [(0, 5), (5, 14), (14, 19)]
+
+
+def test_a_targets_own_error_is_taken_out_of_the_columns_that_hold_it() -> None:
+    tile = torch.arange(12.0).view(3, 4) + 1
+    assert taken(tile, torch.tensor([5, 3, 9]), 3).tolist() == [3, 5, 0]
+    assert tile.tolist() == [[1, 2, 0, 4], [0, 6, 7, 8], [9, 10, 11, 12]]
+
+
+def test_a_tile_is_narrowed_in_its_own_memory() -> None:
+    for columns in (1, 37, 1024):
+        tile = tiled(torch.empty(0), 9, columns).normal_()
+        expected = tile.bfloat16()
+        found = narrowed(tile[:7], torch.bfloat16)
+        assert torch.equal(found, expected[:7]) and found.data_ptr() == tile.data_ptr()
+
+
+def test_a_cpu_multiplies_bf16_where_it_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_onednn():
+        pytest.skip("this torch has no oneDNN to ask")
+    one = torch.ones(1, 1, dtype=torch.bfloat16)
+    for units, fast in [(set(), False), ({"avx512_f"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True)]:
+        monkeypatch.setattr(products, "cpu_units", lambda units=units: units)
+        monkeypatch.setattr(products, "cpu_multiplies_bf16", products.cpu_multiplies_bf16.__wrapped__)
+        assert precision(one, one).operands == (torch.bfloat16 if fast else torch.float32)
+        assert precision(one.float(), one).operands == precision(one.half(), one.half()).operands == torch.float32
+        monkeypatch.undo()
+
+
+def test_onednn_takes_fp32_only_where_a_trial_shows_that_it_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_onednn():
+        pytest.skip("this torch has no oneDNN to ask")
+    tried = products.onednn_is_exact.__wrapped__
+    for units in (set(), {"avx512_f"}, {"avx512_bf16", "amx_bf16"}, {"avx512_bf16", "amx_tile"}):
+        monkeypatch.setattr(products, "cpu_units", lambda units=units: units)
+        assert not tried()
+
+
+def test_the_setting_that_asks_onednn_is_put_back() -> None:
+    if not has_onednn():
+        pytest.skip("this torch has no oneDNN to ask")
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    with pytest.raises(RuntimeError), by_onednn():
+        assert setting.fp32_precision == "bf16"
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    multiply(torch.empty(2, 2), torch.ones(2, 2), torch.ones(2, 2))
+    multiply(torch.empty(2, 2), torch.ones(2, 2).bfloat16(), torch.ones(2, 2).bfloat16())
+    assert setting.fp32_precision == before
 
 
 def test_bf16_products_need_a_gpu_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:

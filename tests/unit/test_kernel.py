@@ -53,12 +53,15 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The products of bf16 operands with fp32 results that CUDA has, so that errors are written in bf16."""
 
-    def widening(out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
+    def widening(
+        out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta: float = 0.0, rounded: bool = False
+    ) -> Tensor:
         return multiply(out, a.to(out.dtype), b.to(out.dtype), alpha=alpha, beta=beta)
 
     for module in (head, sweep, recompute):
         monkeypatch.setattr(module, "multiply", widening)
     monkeypatch.setattr(sweep, "precision", lambda *_: Precision(torch.float32, torch.bfloat16))
+    monkeypatch.setattr(sweep, "rounds", lambda _: False)
 
 
 def test_every_function_but_power_has_an_expression() -> None:

@@ -82,14 +82,14 @@ def logits(head: Head, hidden: Tensor, out: Tensor, slope: Tensor | None = None,
 def hidden_gradient(head: Head, errors: Tensor, out: Tensor, columns: slice = ALL, *, beta: float = 0.0) -> Tensor:
     """out = beta·out + gain · errors·W[columns]: errors [n, v], out [n, D].
 
-    errors are the gradient in the logits times the slope of `logits`.
+    errors are the gradient in the logits times the slope of `logits`, or that in bf16: then errors·W may be rounded.
     """
-    few = out.device.type == "cpu" and len(errors) < FEW
+    few = out.device.type == "cpu" and len(errors) < FEW and errors.dtype == out.dtype
     for index, (block, weight) in enumerate(blocks(head.weight, columns, errors.dtype)):
         found, once = errors[:, block], beta if index == 0 else 1.0
         if few and len(weight) > CHAIN:
             parts = [found[:, part] @ weight[part] for part in spans(len(weight), CHAIN)]
             out = (out.mul_(once) if once else out.zero_()).add_(torch.stack(parts).sum(0), alpha=head.gain)
         else:
-            multiply(out, found, weight, alpha=head.gain, beta=once)
+            multiply(out, found, weight, alpha=head.gain, beta=once, rounded=True)
     return out

@@ -12,8 +12,8 @@ from torch import Tensor
 from .head import hidden_gradient, logits, products
 from .launch import write_errors
 from .products import multiply, spans
-from .rows import errors
-from .sweep import Sums, Sweep, add_bias, gap, weighted, widened
+from .rows import errors, taken
+from .sweep import Sums, Sweep, add_bias, add_own, as_operand, gap, weighted, widened
 
 
 def add_recomputed(sweep: Sweep, rows: slice, coefficients: Tensor, d_hidden: Tensor, sums: Sums) -> None:
@@ -30,6 +30,7 @@ def add_recomputed(sweep: Sweep, rows: slice, coefficients: Tensor, d_hidden: Te
     hidden, targets, logp, lse = (one[places] for one in (sweep.hidden, sweep.targets, sweep.logp, sweep.lse))
     states, scaled = hidden.to(precise.operands), weighted(hidden, c, precise)
     d_live = torch.zeros(hidden.shape, dtype=precise.sums, device=hidden.device)
+    own = torch.zeros_like(c)
     for columns in spans(head.vocabulary, sweep.tile.numel() // len(live) - gap(sweep.tile, 0)):
         shape = len(live), columns.stop - columns.start
         tile = shaped(sweep.tile, shape)
@@ -43,10 +44,14 @@ def add_recomputed(sweep: Sweep, rows: slice, coefficients: Tensor, d_hidden: Te
             errors(e, targets, logp, total, slope, columns.start)
         if sums.bias is not None:
             add_bias(widened(found, tile), c, head, sums.bias[columns])
-        operand = found.to(precise.operands)
+        if sweep.rounded:
+            own += taken(found, targets, columns.start)
+        operand = as_operand(found, precise)
         hidden_gradient(head, operand, d_live, columns, beta=1.0)
         if sums.weight is not None:
-            multiply(sums.weight[columns], operand.T, scaled, alpha=head.gain, beta=1.0)
+            multiply(sums.weight[columns], operand.T, scaled, alpha=head.gain, beta=1.0, rounded=True)
+    if sweep.rounded:
+        add_own(head, own, hidden, targets, c, d_live, sums.weight)
     d_hidden[live] = d_live.mul_(c.unsqueeze(1))
 
 

@@ -80,6 +80,24 @@ def errors(tile: Tensor, targets: Tensor, own: Tensor, total: Tensor, slope: Ten
     return tile if slope is None else tile.mul_(slope)
 
 
+def taken(tile: Tensor, targets: Tensor, start: int = 0) -> Tensor:
+    """The targets' own errors [n], with zeros left in their places; 0 where the tile does not hold the target."""
+    place = targets - start
+    inside = (place >= 0) & (place < tile.shape[1])
+    place = place.clamp(0, tile.shape[1] - 1).unsqueeze(1)
+    found = torch.where(inside.unsqueeze(1), tile.gather(1, place), 0)
+    tile.scatter_add_(1, place, -found)
+    return found.squeeze(1)
+
+
+def narrowed(tile: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tile in a dtype of half its bytes, in its own memory: each row takes the front half of its place."""
+    halves = tile.view(dtype)[:, : tile.shape[1]]
+    for rows in row_blocks(tile, len(tile)):
+        halves[rows] = tile[rows].to(dtype)
+    return halves
+
+
 def compact(live: Tensor, tile: Tensor) -> Tensor:
     """Move the rows of the tile where live [n] is true to its front; return the index of each row there.
 

@@ -14,8 +14,8 @@ from grolang.language.diagnostics import GroError
 from .head import Head, hidden_gradient, logits, products
 from .launch import RowKernel, reduced
 from .pages import on_huge_pages
-from .products import Precision, multiply, precision, spans
-from .rows import LN2, Rows, compact, errors, exponentials
+from .products import Precision, multiply, precision, rounds, spans
+from .rows import LN2, Rows, compact, errors, exponentials, narrowed, taken
 
 BUDGET = 256 * 2**20
 BUDGET_ON_GPU = 2**30
@@ -82,9 +82,10 @@ def row_limit(hidden: Tensor, head: Head, budget: int | None) -> int:
 
 
 def bytes_per_logit(head: Head, precise: Precision) -> int:
-    """The tile, its slopes under a softcap, and its copy where the products read narrower operands."""
+    """The tile, its slopes under a softcap, and its copy where a GPU's products read narrower operands."""
     tiles = 1 if head.softcap is None else 2
-    return tiles * precise.sums.itemsize + (precise.operands.itemsize if precise.operands != precise.sums else 0)
+    copied = precise.operands != precise.sums and not rounds(head.weight.device)
+    return tiles * precise.sums.itemsize + (precise.operands.itemsize if copied else 0)
 
 
 def row_chunks(hidden: Tensor, head: Head, budget: int | None) -> list[slice]:
@@ -96,7 +97,7 @@ def chunk_limit(hidden: Tensor, head: Head, budget: int | None) -> int:
     most = row_limit(hidden, head, budget)
     if hidden.device.type != "cpu":
         return most
-    converted = head.weight.dtype != precision(hidden, head.weight).operands
+    converted = head.weight.dtype != precision(hidden, head.weight).sums
     return min(most, ROWS_CONVERTED if converted else ROWS_ON_CPU)
 
 
@@ -173,12 +174,21 @@ class Sweep:
         if found.dtype != self.precise.operands or sums.bias is not None:
             found = widened(found, self.tile)
         add_bias(found, c, self.head, sums.bias)
-        operand = found.to(self.precise.operands)
+        targets = self.targets[places]
+        own = taken(found, targets) if self.rounded else None
+        operand = as_operand(found, self.precise)
         product = hidden_gradient(self.head, operand, d_hidden.new_empty(len(order), d_hidden.shape[1]))
-        d_hidden.index_copy_(0, places, product.mul_(c.unsqueeze(1)))
         if sums.weight is not None:
             scaled = weighted(self.hidden[places], c, self.precise)
-            multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=1.0)
+            multiply(sums.weight, operand.T, scaled, alpha=self.head.gain, beta=1.0, rounded=True)
+        if own is not None:
+            add_own(self.head, own, self.hidden[places], targets, c, product, sums.weight)
+        d_hidden.index_copy_(0, places, product.mul_(c.unsqueeze(1)))
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the backward products' results are rounded, so that the targets' own errors keep out of them."""
+        return self.precise.operands != self.precise.sums and rounds(self.hidden.device)
 
     def _states(self, rows: slice) -> Tensor:
         return self.hidden[rows].to(self.precise.operands)
@@ -214,6 +224,23 @@ def gap(like: Tensor, columns: int) -> int:
 def weighted(hidden: Tensor, c: Tensor, precise: Precision) -> Tensor:
     """c ⊙ H as an operand: scaling H instead of the tile saves a pass over the tile."""
     return (hidden.to(precise.sums) * c.unsqueeze(1)).to(precise.operands)
+
+
+def as_operand(errors: Tensor, precise: Precision) -> Tensor:
+    """errors as the backward products read them, in a CPU's tile in place."""
+    if errors.dtype == precise.operands:
+        return errors
+    return narrowed(errors, precise.operands) if errors.device.type == "cpu" else errors.to(precise.operands)
+
+
+def add_own(
+    head: Head, own: Tensor, hidden: Tensor, targets: Tensor, c: Tensor, d_states: Tensor, d_weight: Tensor | None
+) -> None:
+    """Add what the targets' `own` errors [n] give: to d_states [n, D], without c, and to d_weight[targets], with it."""
+    own = own.to(d_states.dtype).unsqueeze(1)
+    d_states.addcmul_(head.weight[targets].to(own.dtype), own, value=head.gain)
+    if d_weight is not None:
+        d_weight.index_add_(0, targets, hidden.to(own.dtype) * (own * c.unsqueeze(1)), alpha=head.gain)
 
 
 def add_bias(tile: Tensor, c: Tensor, head: Head, out: Tensor | None) -> None:
