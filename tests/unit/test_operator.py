@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -121,4 +122,5 @@ def test_a_copy_of_the_module_outlives_it(again: Any) -> None:
 
 
 def test_a_cuda_graph_leaves_the_operator_out() -> None:
+    import_module("grolang.compiler.operator")  # which registers it, when a module is compiled first
     assert torch.Tag.cudagraph_unsafe in torch.ops.grolang.loss.default.tags
