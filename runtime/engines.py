@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from grolang.compiler.fused.head import logits
 from grolang.compiler.fused.products import precision
 from grolang.language.diagnostics import GroError
-from grolang.runtime import policy as source
 from grolang.runtime.adapters import need
 from grolang.runtime.examples import Ids
 from grolang.runtime.models import window
+from grolang.runtime.policy import Policy, Tokens
 from grolang.runtime.sampling import Drawn, Generate, Generator, Sampling
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.sharding import wanted
@@ -51,7 +51,7 @@ def generator(
     if engine != "vllm":
         from grolang.runtime.vllm_server import Server
 
-        return Server(engine.rstrip("/"), accelerator, Policy(model))
+        return Server(engine.rstrip("/"), accelerator, Weights(model))
     if accelerator.num_processes > 1:
         message = f"--engine vllm draws in one process, and there are {accelerator.num_processes}"
         raise GroError.plain(message, help="start a server of vLLM, and give its address: --engine http://HOST:8000")
@@ -62,11 +62,11 @@ def generator(
     if settings.max_prompt and settings.max_completion:  # no more is ever asked for
         most = settings.max_prompt + settings.max_completion
         room = min(room or most, most)
-    return Beside(Policy(model), path, settings, room, autocast or torch.float32)
+    return Beside(Weights(model), path, settings, room, autocast or torch.float32)
 
 
 @dataclass
-class Policy:
+class Weights:
     """The weights that an engine of its own must have, and whether they have moved since they were handed over."""
 
     model: PreTrainedModel
@@ -109,8 +109,8 @@ class Policy:
         A token at the edge of top-p, which rounding puts into one of the two distributions alone, is not counted.
         """
         pairs = [(prompt, one.ids[:TOKENS]) for prompt, one in zip(prompts, drawn, strict=True)]
-        policy = source.Policy(self.model, how.temperature)
-        hidden, ids = policy.hidden(source.Tokens.of(pairs, 0, self.model.device))
+        policy = Policy(self.model, how.temperature)
+        hidden, ids = policy.hidden(Tokens.of(pairs, 0, self.model.device))
         head = policy.head(hidden)
         precise = precision(hidden, head.weight)
         out = hidden.new_empty((len(ids), head.vocabulary), dtype=precise.sums)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from grolang.runtime.examples import Example, Examples, key, positions
 from grolang.runtime.rollout import Draw, Sampler, offline_draw
 from grolang.runtime.scoring import Scoring
-from grolang.runtime.step import Sample, Step
+from grolang.runtime.sequences import Sample, Step
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples fill the circle evenly
 PLACES = 1 << 16  # places of the order that are looked at together

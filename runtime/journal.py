@@ -20,8 +20,8 @@ from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.progress import View, say
 from grolang.runtime.samples import CompletionFiles, SamplesFile, table
+from grolang.runtime.sequences import Sample
 from grolang.runtime.setup import Run
-from grolang.runtime.step import Sample
 from grolang.runtime.tracking import Trackers, chosen
 
 

@@ -32,10 +32,10 @@ from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reference import store
 from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
+from grolang.runtime.sequences import Sample, Step
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
 from grolang.runtime.sharding import deepspeed, gathered, joined
-from grolang.runtime.step import Sample, Step
 from grolang.runtime.tracking import chosen
 
 FAILED = 10  # batches of steps that were left out which are kept

@@ -16,7 +16,7 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 from grolang.runtime.figures import Figures
 from grolang.runtime.record import write_text
-from grolang.runtime.step import Sample
+from grolang.runtime.sequences import Sample
 
 
 def step_figures(

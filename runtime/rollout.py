@@ -14,7 +14,7 @@ from grolang.runtime.data import Record, is_conversation
 from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
 from grolang.runtime.sampling import Drawn, Generator, Sampling
 from grolang.runtime.scoring import Scoring, counts, gathered, share
-from grolang.runtime.step import Sample
+from grolang.runtime.sequences import Sample
 
 
 @dataclass(frozen=True)

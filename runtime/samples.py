@@ -22,7 +22,7 @@ from torch import Tensor
 from grolang import Batch, Evaluation
 from grolang.runtime.evaluation import Completion
 from grolang.runtime.parquet import COMPLETIONS, FOLDER, first_step, parts, write
-from grolang.runtime.step import Sample
+from grolang.runtime.sequences import Sample
 
 ROWS = 4096  # rows of one file, which are in memory until it is full
 EVERY = 60.0  # seconds between writes where no checkpoint asks for one

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from grolang.language.diagnostics import GroError, cause
-from grolang.runtime.engines import Policy, requests
+from grolang.runtime.engines import Weights, requests
 from grolang.runtime.examples import Ids
 from grolang.runtime.sampling import Drawn, Sampling
 from grolang.runtime.settings import RunSettings
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class Beside:
     """A `vllm.LLM` that takes this share of the GPU's memory; `room` tokens of a prompt and its completion, at most."""
 
-    def __init__(self, policy: Policy, path: str, settings: RunSettings, room: int | None, dtype: torch.dtype) -> None:
+    def __init__(self, policy: Weights, path: str, settings: RunSettings, room: int | None, dtype: torch.dtype) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else it would have the weights sent to it as bytes
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
         self.policy = policy

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.engines import Policy, requests
+from grolang.runtime.engines import Weights, requests
 from grolang.runtime.examples import Ids
 from grolang.runtime.reference import folder
 from grolang.runtime.sampling import Drawn, Sampling
@@ -41,7 +41,7 @@ R = TypeVar("R")
 class Server:
     """The server at an address. Every process sends its own prompts; the first one hands the weights over."""
 
-    def __init__(self, url: str, accelerator: Accelerator, policy: Policy) -> None:
+    def __init__(self, url: str, accelerator: Accelerator, policy: Weights) -> None:
         self.url, self.accelerator, self.policy = url, accelerator, policy
         self.checked = False
 

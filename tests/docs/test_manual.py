@@ -203,7 +203,7 @@ def test_configuration_files_are_read() -> None:
 def test_every_figure_is_named(name: str, drawn: bool) -> None:
     from grolang.runtime.figures import METRICS
     from grolang.runtime.metrics import step_figures
-    from grolang.runtime.step import Sample
+    from grolang.runtime.sequences import Sample
 
     named = {name for row in METRICS for name in row.names}
     method = grolang.load(name)

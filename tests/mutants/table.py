@@ -682,6 +682,9 @@ MUTANTS: tuple[Mutant, ...] = (
             "other = step.samples[row].completion",
             EXACT,
         ),
+    ),
+    *_rows(
+        "runtime/sequences.py",
         (
             "old_policy_renewed",
             "`logp_old` is taken anew at every update",

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from grolang import GroError
 from grolang.runtime import defaults, parquet, start
 from grolang.runtime.adapters import add_lora
-from grolang.runtime.engines import Policy, generator, request
+from grolang.runtime.engines import Weights, generator, request
 from grolang.runtime.launch import resolve
 from grolang.runtime.models import load_model, load_tokenizer
 from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop
@@ -160,16 +160,16 @@ def test_the_adapter_is_in_the_weights_that_are_handed_over() -> None:
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    plain.load_state_dict(dict(Policy(model).weights()), strict=False)
+    plain.load_state_dict(dict(Weights(model).weights()), strict=False)
     ids = torch.arange(40)[None]
     assert torch.allclose(plain(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-3)
     assert not torch.allclose(plain(input_ids=ids).logits, embedded()(input_ids=ids).logits, atol=1e-2)
-    assert {name for name, _ in Policy(model).weights()} == {name for name, _ in plain.named_parameters()}
+    assert {name for name, _ in Weights(model).weights()} == {name for name, _ in plain.named_parameters()}
 
 
 def test_weights_are_handed_over_when_they_have_moved_and_only_then() -> None:
     model = embedded()
-    policy = Policy(model)
+    policy = Weights(model)
     assert [policy.moved(), policy.moved()] == [True, False]
     optimizer = torch.optim.AdamW(model.parameters())
     model(input_ids=torch.arange(9)[None]).logits.sum().backward()
@@ -232,11 +232,11 @@ def test_what_is_apart_is_measured_as_it_was_drawn(how: dict[str, Any]) -> None:
     prompts = [tokenizer(text)["input_ids"] for text in ("1+1=", "Tom has 3 apples.")]
     told = Sampling(frozenset([tokenizer.eos_token_id]), 12, **how)
     drawn = Generate(model)(prompts, [1, 2], told, keep_logp=True)
-    assert Policy(model).apart(prompts, drawn, told) < 1e-4
-    Policy(model).check(prompts, drawn, told, "it", greedy=False)
+    assert Weights(model).apart(prompts, drawn, told) < 1e-4
+    Weights(model).check(prompts, drawn, told, "it", greedy=False)
     off = [replace(one, logp=[logp - 1.0 for logp in one.logp]) for one in drawn]
-    assert Policy(model).apart(prompts, off, told) == pytest.approx(1.0, abs=1e-4)
-    assert 0 < Policy(embedded(torch.bfloat16)).apart(prompts, drawn, told) < 0.05
+    assert Weights(model).apart(prompts, off, told) == pytest.approx(1.0, abs=1e-4)
+    assert 0 < Weights(embedded(torch.bfloat16)).apart(prompts, drawn, told) < 0.05
 
 
 class Output:

@@ -22,8 +22,9 @@ from grolang.runtime import start
 from grolang.runtime.models import frozen_copy
 from grolang.runtime.policy import Policy, Tokens, check_head
 from grolang.runtime.replay import Kept, read_batch, write_batch
+from grolang.runtime.sequences import Sample
 from grolang.runtime.split import split
-from grolang.runtime.step import Engine, Sample
+from grolang.runtime.step import Engine
 
 METHODS = sorted(built_in())
 SPREAD = """method spread

@@ -9,7 +9,7 @@ import torch
 
 import grolang
 from grolang.runtime.metrics import completion_figures, kl, step_figures
-from grolang.runtime.step import Sample
+from grolang.runtime.sequences import Sample
 
 
 def test_clip_ratios_are_trls() -> None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from grolang import GroError
 from grolang.runtime import defaults, parquet, start
 from grolang.runtime.adapters import add_lora
-from grolang.runtime.engines import Policy
+from grolang.runtime.engines import Weights
 from grolang.runtime.launch import resolve
 from grolang.runtime.models import load_model, load_tokenizer
 from grolang.runtime.sampling import Drawn, Generate, Sampling, Stop
@@ -99,7 +99,7 @@ def address() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def beside() -> Beside:
     os.environ |= SPACE
-    return Beside(Policy(fresh()), PATH, settings(), 512, torch.float32)
+    return Beside(Weights(fresh()), PATH, settings(), 512, torch.float32)
 
 
 @pytest.fixture(params=["beside", "server"])
@@ -108,9 +108,9 @@ def engine(request: pytest.FixtureRequest) -> Callable[[PreTrainedModel], Engine
 
     def made(model: PreTrainedModel) -> Engine:
         if request.param == "server":
-            return Server(request.getfixturevalue("address"), Accelerator(cpu=True), Policy(model))
+            return Server(request.getfixturevalue("address"), Accelerator(cpu=True), Weights(model))
         one: Beside = request.getfixturevalue("beside")
-        one.policy = Policy(model)
+        one.policy = Weights(model)
         return one
 
     return made
@@ -137,12 +137,12 @@ def test_it_draws_from_the_policy_as_it_is_now(engine: Callable[..., Engine], ho
     model, given, told = fresh(), prompts(12), sampling(**how)
     draw = engine(model)
     before = draw(given, list(range(12)), told)
-    assert Policy(model).apart(given, before, told) < 1e-4
+    assert Weights(model).apart(given, before, told) < 1e-4
     train(model)
-    assert Policy(model).apart(given, before, told) > 1e-2
+    assert Weights(model).apart(given, before, told) > 1e-2
     after = draw(given, list(range(12)), told)
     for prompt, one in zip(given, after, strict=True):
-        assert Policy(model).apart([prompt], [one], told) < 1e-3
+        assert Weights(model).apart([prompt], [one], told) < 1e-3
     greedy = Generate(model)(given, None, told)
     assert [(one.ids, one.finished) for one in draw(given, None, told)] == [(one.ids, one.finished) for one in greedy]
 
@@ -182,13 +182,13 @@ def test_an_adapter_is_drawn_from(engine: Callable[..., Engine]) -> None:
     before = draw(given, range(8), told)
     train(model, 30)
     after = draw(given, range(8), told)
-    assert Policy(model).apart(given, before, told) > 1e-2
-    assert Policy(model).apart(given, after, told) < 1e-3
+    assert Weights(model).apart(given, before, told) > 1e-2
+    assert Weights(model).apart(given, after, told) < 1e-3
     assert ids(draw(given, None, told)) == ids(Generate(model)(given, None, told))
 
 
 def test_no_random_generator_moves(beside: Beside) -> None:
-    beside.policy = Policy(fresh())
+    beside.policy = Weights(fresh())
     before = torch.random.get_rng_state()
     beside(prompts(4), range(4), sampling())
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -218,7 +218,7 @@ def test_a_server_of_another_model_is_refused(address: str, tmp_path: Path) -> N
     model = fresh()
     config = model.config.to_dict() | {"hidden_size": model.config.hidden_size // 2, "head_dim": None}
     other = type(model)(type(model.config)(**config))
-    draw = Server(address, Accelerator(cpu=True), Policy(other))
+    draw = Server(address, Accelerator(cpu=True), Weights(other))
     with pytest.raises(GroError, match="collective_rpc: 500") as raised:
         draw(prompts(1), [1], sampling())
     assert "start it again, with the model of the run" in str(raised.value)
