@@ -1,0 +1,88 @@
+"""Losses of newer papers, written in PyTorch as their authors' code has them, held against the built-in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import grolang
+from grolang.testing import assert_gradient
+
+
+def sums(batch: grolang.Batch, name: str = "logp") -> Tensor:
+    return (getattr(batch, name) * batch.mask).sum(1)
+
+
+def topr(batch: grolang.Batch) -> Tensor:
+    """Le Roux et al. (2025): −sg(clamp(π/µ, 0, 1) if R < 0 else 1) · R · log π."""
+    reward = 2 * batch.scores["correct"] - 1
+    taper = torch.exp(sums(batch) - sums(batch, "logp_old")).clamp(0, 1)
+    return -(torch.where(reward < 0, taper, 1).detach() * reward * sums(batch)).mean()
+
+
+def simper(batch: grolang.Batch) -> Tensor:
+    """Xiao et al. (2025): exp of the mean log-prob of the rejected response, less that of the chosen one."""
+    assert batch.label is not None
+    average = sums(batch) / batch.mask.sum(1)
+    return torch.exp(average[batch.label < 0]).mean() - torch.exp(average[batch.label > 0]).mean()
+
+
+def surrogate(batch: grolang.Batch, advantage: Tensor, low: float, high: float) -> Tensor:
+    assert batch.logp is not None and batch.logp_old is not None
+    ratio = torch.exp(batch.logp - batch.logp_old)
+    return torch.minimum(ratio * advantage[:, None], ratio.clamp(1 - low, 1 + high) * advantage[:, None])
+
+
+def spread_over_groups(batch: grolang.Batch, centre: Callable[[Tensor], Tensor]) -> Tensor:
+    assert batch.group is not None
+    reward = batch.scores["correct"]
+    advantage = torch.zeros_like(reward)
+    for group in torch.unique(batch.group):
+        own = reward[batch.group == group]
+        if own.std(correction=0) > 0:
+            advantage[batch.group == group] = (own - centre(own)) / own.std(correction=0)
+    return advantage
+
+
+def icepop(batch: grolang.Batch) -> Tensor:
+    """Ling team (2025): M(k) = k where 0.5 ≤ k ≤ 5, else 0, with k = π_train(θ_old) / π_infer(θ_old)."""
+    assert batch.logp_old is not None and batch.logp_sampler is not None
+    k = torch.exp(batch.logp_old - batch.logp_sampler)
+    kept = torch.where((k >= 0.5) & (k <= 5), k, 0)
+    loss = -kept * surrogate(batch, spread_over_groups(batch, torch.mean), 0.2, 0.2)
+    return ((loss * batch.mask).sum(1) / batch.mask.sum(1)).mean()
+
+
+def high_entropy(batch: grolang.Batch) -> Tensor:
+    """Wang et al. (2025): DAPO's loss where the entropy is in the batch's top fifth."""
+    assert batch.entropy is not None
+    threshold = torch.quantile(batch.entropy[batch.mask], 0.8)
+    loss = (batch.entropy >= threshold) * -surrogate(batch, spread_over_groups(batch, torch.mean), 0.2, 0.28)
+    return loss[batch.mask].mean()
+
+
+def qae(batch: grolang.Batch) -> Tensor:
+    """Wu et al. (2025): DAPO's loss with the 0.4-quantile of the group for its mean."""
+    advantage = spread_over_groups(batch, lambda own: torch.quantile(own, 0.4))
+    return -surrogate(batch, advantage, 0.2, 0.28)[batch.mask].mean()
+
+
+def distill(batch: grolang.Batch) -> Tensor:
+    """Agarwal et al. (2023), one drawn token: −sg(ratio, at most 5) · (log π_teacher − log π_old) · log π."""
+    assert batch.logp is not None and batch.logp_old is not None and batch.logp_ref is not None
+    ratio = torch.exp(batch.logp - batch.logp_old).clamp(max=5).detach()
+    return -(ratio * (batch.logp_ref - batch.logp_old) * batch.logp)[batch.mask].mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "params"),
+    [(topr, {}), (simper, {}), (icepop, {"beta": 0.0}), (high_entropy, {}), (qae, {}), (distill, {})],
+    ids=lambda given: getattr(given, "__name__", ""),
+)
+def test_the_file_has_the_gradient_of_the_published_loss(
+    loss: Callable[[grolang.Batch], Tensor], params: dict[str, float]
+) -> None:
+    assert_gradient(loss, grolang.load(loss.__name__, **params), examples=25)
