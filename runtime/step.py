@@ -126,15 +126,23 @@ class Engine:
             return ()
 
     def _of_reference(self, step: Step) -> Tensor:
-        """Log-probs [S, T] under the reference model: those that are known from before, if all of them are."""
+        """Log-probs [S, T] under the reference model: those that are known from before, if all of them are.
+
+        Of a step in which only some are known, as where an epoch begins in its midst, these stay as they were: so they
+        are the same bits whether a run has computed them itself or found them on the disk.
+        """
         store = None if any(step.dead) else self.known
         known = None if store is None else store.get(step.pairs, self._buffer(step.batch.mask))
         if known is not None:
             return known
         logp, _ = self.log_probs(self.reference, step.pairs, step.batch.mask, step.groups, step.alive)
-        if store is not None:
-            store.put(step.pairs, logp)
-        return step.filled(logp)
+        found = step.filled(logp)
+        if store is None:
+            return found
+        store.put(step.pairs, found)
+        kept = store.get(step.pairs, found)
+        assert kept is not None  # all of them are there now
+        return kept
 
     def _mask(self, lengths: Sequence[int]) -> Tensor:
         """[S, T] bool: the first lengths[s] slots of row s."""

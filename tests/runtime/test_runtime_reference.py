@@ -58,6 +58,24 @@ def test_a_second_epoch_and_a_second_run_ask_the_reference_nothing(
     assert passes
 
 
+def test_a_step_in_which_an_epoch_begins_has_the_same_bits_with_the_file_and_without_it(
+    passes: list[int], tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a second pass would say of the same rows in another batch is another rounding, here a large one."""
+    real = Engine.log_probs
+
+    def rounded(self: Engine, policy: Any, *args: Any, **options: Any) -> Any:
+        logp, entropy = real(self, policy, *args, **options)
+        return (logp - 0.01 * len(passes) if policy is self.reference else logp), entropy
+
+    monkeypatch.setattr(Engine, "log_probs", rounded)
+    given = {"model": tiny, "data": write(rows_of("preference", 11)), "eval_rows": 0}
+    first = run(tmp_path / "first", **given)
+    assert passes == [16, 16]  # the second has rows of both epochs
+    passes.clear()
+    assert run(tmp_path / "again", **given) == first and passes == []
+
+
 def test_a_resumed_run_has_the_same_bits_with_the_file_and_without_it(
     passes: list[int], tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
