@@ -75,6 +75,8 @@ class Lowering:
                 return self.component(expr.name, world)
             case ir.Argument():
                 return self._arguments[expr.name]
+            case ir.Arbitrary() if self._greedy and expr.scope is Scope.SEQUENCE:
+                return build.load(f"any {expr.span.start} greedy", Scope.GROUP)  # the greedy completion is no row
             case ir.Arbitrary():
                 return build.load(f"any {expr.span.start}", expr.scope, world)
             case ir.Reduce():

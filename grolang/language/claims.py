@@ -154,6 +154,8 @@ def _settable(settings: Tree[Token], method: str | None, statement: Statement, e
 def _starts_at(steps: Tree[Token], scope: Scope) -> Scope:
     """The scope that an aggregation is checked from: the tokens, or that of a coarser loss which it starts with."""
     first = str(branches(steps)[0].children[1])
+    if first == "sequences" and scope is Scope.GROUP:
+        return Scope.SEQUENCE  # a group counts once for each of its sequences
     return scope if ALL_OF.get(scope) == first else Scope.TOKEN
 
 

@@ -222,6 +222,12 @@ def test_laws_exchange_scores_within_greedy_and_set_parameters_where_they_are() 
 
     text = f"{PROMPTS}reward = q\nbaseline = greedy(q)\nlaw shift: invariant when q = q + any(group)\n"
     assert [verdict.good for verdict in check_laws(method(text), examples=20)] == [True]
+    alone = text.replace("any(group)", "any(sequence)")  # a completion's is not that of the greedy one
+    assert [verdict.good for verdict in check_laws(method(alone), examples=20)] == [False]
+    text = (
+        f"{PROMPTS}reward = q\nlaw g: loss -mean(q * sum(logp over tokens) over group) aggregate mean over sequences\n"
+    )
+    assert [verdict.good for verdict in check_laws(method(text), examples=20)] == [True]
     text = f"{PAIRS}law half: proportional to dpo with beta = 1e-12\n"
     assert not check(Source("mine.gro", text)).errors
     assert [f.code for f in check(Source("mine.gro", f"{PAIRS}law no: equals dpo with gone = 1\n")).errors] == ["E208"]
