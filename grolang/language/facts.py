@@ -114,7 +114,8 @@ class Facts:
             case "not", _:
                 return self.assumed(args[0], not holds, known)
             case ("and", True) | ("or", False):
-                return self.assumed(args[0], holds, known) | self.assumed(args[1], holds, known)
+                told = self.assumed(args[0], holds, known)
+                return told | self.assumed(args[1], holds, {**known, **told})  # both ends of `0 < x < 1`
             case sign, _ if sign in DENIED:
                 return self._compared(sign, holds, args[0], args[1], known)
             case _:
