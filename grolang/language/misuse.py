@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from grolang.language.findings import listed, suggested
@@ -76,9 +76,11 @@ def unknown(name: str, known: Iterable[str], around: set[str], *, drawn: bool) -
     return Misuse("E201", f"there is no `{name}`", help, "not known")
 
 
-def wrong_data(needs: Holds, word: str, data: Iterable[str], help: str = "") -> Misuse:
+def wrong_data(needs: Holds, word: str, data: Sequence[str], help: str = "") -> Misuse:
     message = f"`{word}` needs {needs.text}; this method learns from `data {' + '.join(data)}`"
-    return Misuse(needs.code, message, help or f"write {needs.text}, or do without `{word}`")
+    mixed = {*data, *needs.kinds} == {"prompts", "demonstrations"}  # the one mixture
+    write = "`data prompts + demonstrations`" if mixed else needs.text
+    return Misuse(needs.code, message, help or f"write {write}, or do without `{word}`")
 
 
 # --- calls -----------------------------------------------------------------------------------------------------

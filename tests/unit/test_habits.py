@@ -101,7 +101,10 @@ ROWS = [
     (SCORED, "group num_generations", "write a number, such as `group 8`", "group 8"),
     (SCORED, "group = 8", "delete `=`", "group 8"),
     (SCORED, "group size = 8", "write a number, such as `group 8`", "group 8"),
-    (REWARD, 'loss_type = "sigmoid"', 'replace `"sigmoid"`', "loss_type = 1"),
+    (REWARD, 'loss_type = "sigmoid"', "delete the line: a text is no value", ""),
+    (PAIRS, "param b = 20%\nreward = b", "write the share: `0.2` for `20%`", "param b = 0.2\nreward = b"),
+    (PAIRS, "param b = 1 in [0, 1\nreward = b", "close the bounds", "param b = 1 in [0, 1]\nreward = b"),
+    (PROMPTS, "reward = demonstration", "`data prompts + demonstrations`", "reward = correct"),
     (
         PAIRS,
         "loss = -chosen(sum(logp over tokens))",
