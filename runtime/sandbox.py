@@ -82,7 +82,7 @@ def program_of(text: str) -> str:
 def jail() -> tuple[str, ...]:
     """The words before the command that give it namespaces of its own; none where the system does not allow it."""
     try:
-        done = subprocess.run([*JAIL, "true"], capture_output=True, timeout=START)
+        done = subprocess.run([*JAIL, "true"], capture_output=True, timeout=60)  # it is asked once
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return JAIL if done.returncode == 0 else ()

@@ -263,6 +263,7 @@ def test_pieces_of_a_character_of_several_tokens_come_together() -> None:
 def test_the_doctor_finds_what_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(doctor, "ROOM", 0)  # a machine that tests may have a full disk
     assert main(["doctor", str(tmp_path), "--no-test"]) == 0
     said = capsys.readouterr().out
     assert "torch" in said and "(asks for >=2.6)" in said and "broken" not in said
