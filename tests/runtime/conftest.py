@@ -47,6 +47,11 @@ def tiny_model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**(SIZES | changes))).eval()
 
 
+def lines(output: Path | str, name: str = "metrics") -> list[dict[str, Any]]:
+    """What a run has written down: `metrics`, or `evaluations`."""
+    return [json.loads(line) for line in Path(output, f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of the model, without a chat template."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Write, rows_of, tiny_model, tokenizer
+from conftest import Write, lines, rows_of, tiny_model, tokenizer
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -26,7 +26,7 @@ LORA = {"lora": 4}
 
 def run(output: Path, **given: Any) -> list[dict[str, Any]]:
     start(GIVEN | given | {"output": str(output)}, None, Console(quiet=True))
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return lines(output)
 
 
 def prepared(**given: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import Write, rows_of
+from conftest import Write, lines, rows_of
 from rich.console import Console
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def fresh() -> Iterator[None]:
 
 def run(output: Path, **given: Any) -> list[dict[str, Any]]:
     start(GIVEN | given | {"output": str(output)}, None, Console(quiet=True))
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return lines(output)
 
 
 def compared(folder: Path, tolerance: float = 1e-4, *, resume: bool = False, **given: Any) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import Write, rows_of, tiny_model, tokenizer
+from conftest import Write, lines, rows_of, tiny_model, tokenizer
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -39,10 +39,6 @@ def run(tiny: str, output: Path, method: str, data: Any, **more: Any) -> Outcome
 
 def prepared(tiny: str, output: Path, method: str, data: Any, **more: Any) -> Run:
     return prepare(*resolve(flags(tiny, output, method, data, **more)), Accelerator(cpu=True))
-
-
-def lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def same(one: Path, two: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Write, rows_of
+from conftest import Write, lines, rows_of
 from rich.console import Console
 
 from grolang import GroError
@@ -23,7 +23,7 @@ REWARD = "def marks(completions, **_):\n    return [float(sum(map(ord, one)) % 7
 
 def run(output: Path, **given: Any) -> list[dict[str, Any]]:
     start(GIVEN | given | {"output": str(output)}, None, Console(quiet=True))
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return lines(output)
 
 
 @pytest.fixture

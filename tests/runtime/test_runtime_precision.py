@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Write, rows_of
+from conftest import Write, lines, rows_of
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -21,7 +20,7 @@ GIVEN = {"batch": 4, "lr": 1e-3, "max_completion": 6, "eval_rows": 0}
 
 def run(output: Path, **given: Any) -> list[dict[str, Any]]:
     start(GIVEN | given | {"output": str(output)}, None, Console(quiet=True))
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return lines(output)
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Write, rows_of
+from conftest import Write, lines, rows_of
 from safetensors.torch import load_file
 
 from grolang.runtime import sharding
@@ -48,10 +48,6 @@ def environment() -> dict[str, str]:
 def launch(flags: dict[str, Any], processes: int = 1) -> None:
     done = subprocess.run(command(flags, processes), env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def lines(output: str, name: str = "metrics") -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path(output, f"{name}.jsonl").read_text().splitlines()]
 
 
 def flags(tiny: str, data: str, method: str, output: Path) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Write, rows_of
+from conftest import Write, lines, rows_of
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -37,8 +36,7 @@ def passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 def run(output: Path, **given: Any) -> list[dict[str, Any]]:
     start(GIVEN | given | {"output": str(output)}, None, Console(quiet=True))
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines(output)]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

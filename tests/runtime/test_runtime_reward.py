@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Write, rows_of, tokenizer
+from conftest import Write, lines, rows_of, tokenizer
 from rich.console import Console
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
@@ -30,10 +30,6 @@ QUICK: dict[str, Any] = {"steps": 4, "batch": 6, "lr": 1e-3, "warmup": 0, "eval_
 def train(tiny: str, output: Path, data: str, **flags: Any) -> Outcome:
     given = QUICK | {"model": tiny, "output": str(output), "data": data} | flags
     return start_reward(given, None, Console(file=io.StringIO()))
-
-
-def lines(output: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import io
-import json
 import signal
 import threading
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tomllib
 import torch
-from conftest import Write, rows_of
+from conftest import Write, lines, rows_of
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,10 +37,6 @@ VOWELS = (
 def run(tiny: str, output: Path, method: str, data: str, said: io.StringIO | None = None, **flags: Any) -> Outcome:
     given = QUICK | {"model": tiny, "output": str(output), "method": method, "data": data} | flags
     return start(given, None, Console(file=said or io.StringIO()))
-
-
-def lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
