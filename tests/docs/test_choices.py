@@ -233,9 +233,10 @@ def test_laws_exchange_scores_within_greedy_and_set_parameters_where_they_are() 
     assert [f.code for f in check(Source("mine.gro", f"{PAIRS}law no: equals dpo with gone = 1\n")).errors] == ["E208"]
 
 
-def test_a_group_of_one_has_no_others() -> None:
+@pytest.mark.parametrize("guard", ["", " if group_size > 1 else 0"])
+def test_a_group_of_one_has_no_others(guard: str) -> None:
     with pytest.raises(grolang.GroError) as raised:
-        method(f"{PROMPTS}reward = q\nbaseline = mean(q over others)\n").coefficients(BATCH)
+        method(f"{PROMPTS}reward = q\nbaseline = mean(q over others){guard}\n").coefficients(BATCH)
     assert raised.value.diagnostics[0].code == "E903"
 
 
