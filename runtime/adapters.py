@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,5 +116,7 @@ def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """A model, fresh from its files, with the adapter of a folder added into its weights."""
     from peft import PeftModel
 
-    whole: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is about to drop
+        whole: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     return whole

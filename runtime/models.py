@@ -74,6 +74,9 @@ def load_model(
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **options
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        message = f"{path} holds a LoRA adapter alone, not the model that it was trained beside"
+        raise GroError.plain(message, help="give the whole model, which --merge leaves in merged/")
     if model.config.is_encoder_decoder:
         raise GroError.plain(f"{path} is an encoder-decoder; grolang trains decoder-only models")
     # Evaluation mode throughout: with dropout a log-prob would depend on when it was computed.

@@ -60,6 +60,12 @@ def test_only_the_adapter_is_trained_and_saved_in_the_format_of_peft(pairs: dict
     }
 
 
+def test_an_adapter_alone_is_no_model(pairs: dict[str, Any], tmp_path: Path) -> None:
+    run(tmp_path / "out", **pairs, **LORA)
+    with pytest.raises(GroError, match=r"out/model holds a LoRA adapter(.|\n)*help: give the whole model"):
+        run(tmp_path / "next", **pairs | {"model": str(tmp_path / "out/model")})
+
+
 def test_the_reference_is_the_model_with_the_adapter_off(pairs: dict[str, Any]) -> None:
     made = prepared(**pairs, **LORA)
     engine, model = made.engine, made.model
