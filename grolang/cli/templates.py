@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from grolang.language.source import Source
+
 _HEAD = """\
 # {name}: what the method does, and where it is from (paper, equation).
 # Check it with `grolang check {name}.gro`; train with `grolang run {name}.gro`.
@@ -84,3 +88,20 @@ TEMPLATES = {
     "prompts": _HEAD + _PROMPTS,
     "demonstrations": _HEAD + _DEMONSTRATIONS,
 }
+
+
+def extending(name: str, parent: Source) -> str:
+    """A file that is its parent still, with the parent's statements in comments, ready to be replaced."""
+    of = Path(parent.name).stem
+    said: list[str] = []
+    for line in parent.text.splitlines():
+        if line.startswith((" ", "\t")):
+            said += [line] if said and said[-1] else []
+        elif line and not line.startswith("#"):
+            said.append("" if line.split()[0] in ("method", "extends", "data", "law") else line)
+    listed = "\n".join(f"# {line}" for line in said if line)
+    return (
+        _HEAD.format(name=name)
+        + f"extends {of}\n\n# What {of} says; take a # away and change the statement, and this one counts:\n{listed}\n"
+        + f"\n# True while nothing is changed.\nlaw unchanged: equals {of}\n"
+    )

@@ -227,6 +227,31 @@ def test_new_writes_a_clean_canonical_file_and_never_overwrites(kind: str, capsy
     assert code == 2 and "there already" in err and Path("mine.gro").read_text(encoding="utf-8") == written
 
 
+@pytest.mark.parametrize("parent", ["dpo", "dapo", "ppo_dual_clip", "own"])
+def test_new_starts_from_another_method(parent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.gro").write_text(GOOD.replace("mine", "own"))
+    assert run(capsys, "new", "child", "--extends", parent)[0] == 0
+    written = Path("child.gro").read_text(encoding="utf-8")
+    assert (f"\nextends {parent}\n" in written and "# reward" in written) or "# omega" in written
+    assert not check_file("child.gro").errors and run(capsys, "fmt", "--check", "child.gro")[0] == 0
+    code, out, _ = run(capsys, "test", "child.gro")
+    assert code == 0 and "proved" in out
+    uncommented = "\n".join(
+        line[2:] if "=" in line and line.startswith("# ") else line for line in written.splitlines()
+    )
+    Path("child.gro").write_text(uncommented + "\n", encoding="utf-8")
+    assert not check_file("child.gro").errors
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--extends", "dop"], ["--extends", "./own"], ["--extends", "dpo", "--data", "prompts"]]
+)
+def test_new_takes_one_start_that_is_there(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own").write_text(GOOD)
+    assert run(capsys, "new", "child", *more)[0] == 2
+    assert not Path("child.gro").exists()
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", "2nd", "", "dpo", "a b"])
 def test_new_takes_only_names_that_are_free(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "new", name, "--data", "prompts")[0] == 2
