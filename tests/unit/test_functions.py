@@ -14,6 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import grolang
+from grolang.compiler.emit import emit
 from grolang.compiler.execute import ELEMENTWISE, _reduced
 from grolang.compiler.method import from_source
 from grolang.language import intervals
@@ -293,6 +294,16 @@ def test_the_sign_of_what_is_not_a_number_is_none() -> None:
     tensor = ELEMENTWISE["sign"](torch.tensor(values, dtype=torch.float64))
     assert tensor.tolist() == pytest.approx(expected, nan_ok=True)
     assert [FUNCTIONS["sign"].number(x) for x in values] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_sign_of_what_is_not_a_number_is_none_in_emitted_python_too() -> None:
+    """Seen through a comparison, which holds for every number."""
+    text = "method m\ndata demonstrations\nscore a\nadvantage = 1\ncredit = 1 if sign(a) == sign(a) else 2\n"
+    method, written = from_source(Source("m.gro", text)), dict[str, Any]()
+    exec(emit(method.ir), written)
+    mask, logp, a = torch.ones(1, 1, dtype=torch.bool), torch.tensor([[-1.0]]), torch.tensor([math.nan])
+    assert float(method.coefficients(grolang.Batch(mask=mask, logp=logp, scores={"a": a}))) == 2
+    assert float(written["coefficients"]({"mask": mask, "logp": logp, "a": a})) == 2
 
 
 @pytest.mark.parametrize("name", [row.name for row in ROWS if None in row.derivative])
