@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from grolang.runtime.examples import Ids
-from grolang.runtime.packing import HALF, SAME
+from grolang.runtime.packing import HALF, PREFIX, SAME
 
 
 class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has no types for its caches
@@ -56,6 +56,9 @@ class Rows:
         self.cache: Any = DynamicCache(config=model.config)
         make: Any = _Roomy
         self.cache.layers = [make() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        attention = str(model.config.get_text_config()._attn_implementation).removeprefix(PREFIX)
+        whole = all(type(layer) is make for layer in self.cache.layers)  # none of them has a window, or a state
+        self.direct = whole and attention == "sdpa" and bool(model._supports_attention_backend)
 
     def begin(self, prompts: Sequence[Ids], limit: int) -> Tensor:
         """Logits [S, V] after each prompt, to which `limit` tokens at most will be added."""
@@ -86,10 +89,15 @@ class Rows:
         self.positions = self.positions[:, -1:] + 1
         return self._logits(tokens[:, None])
 
+    def _mask(self, queries: int) -> Tensor:
+        """[S, L], or at once what transformers makes of it for every token: [S, 1, 1, L] bool, all but padding."""
+        mask = self.attention[:, : self.seen]
+        return mask[:, None, None] > 0 if self.direct and queries == 1 else mask
+
     def _logits(self, ids: Tensor) -> Tensor:
         told = {
             "input_ids": ids,
-            "attention_mask": self.attention[:, : self.seen],
+            "attention_mask": self._mask(ids.shape[1]),
             "position_ids": self.positions,
             "past_key_values": self.cache,
             "use_cache": True,

@@ -15,6 +15,7 @@ from grolang.compiler.fused import Head, Pass, attach, launch, logps, single_pas
 from grolang.compiler.fused.products import adds_in_fp32
 from grolang.language.diagnostics import GroError
 from grolang.runtime import packing
+from grolang.runtime.examples import Ids
 
 Form = Callable[[Tensor, Head, Tensor, int | None], Pass]
 """A fused pass: of states [N, D], the head, the tokens [N] that they predict, and the bytes of logits that may live."""
@@ -29,25 +30,26 @@ class Tokens:
     """Sequences that pass through the model together, padded on the right.
 
     ids [s, L]; attention [s, L]; target [s, L] bool marks the completion tokens, whose log-probs are wanted. The
-    N marked places are in row-major order: sequence by sequence.
+    N marked places are in row-major order: sequence by sequence. `whole` has the sequences where the CPU can read
+    them without a wait for the device.
     """
 
     ids: Tensor
     attention: Tensor
     target: Tensor
+    whole: tuple[Ids, ...] = ()
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[list[int], list[int]]], pad: int, device: torch.device) -> Tokens:
+    def of(cls, pairs: Sequence[tuple[Ids, Ids]], pad: int, device: torch.device) -> Tokens:
         """From (prompt, completion) pairs."""
-        width = max(len(prompt) + len(completion) for prompt, completion in pairs)
-        ids = torch.full((len(pairs), width), pad)
-        attention, target = torch.zeros((2, len(pairs), width), dtype=torch.long)
-        for row, (prompt, completion) in enumerate(pairs):
-            end = len(prompt) + len(completion)
-            ids[row, :end] = torch.tensor(prompt + completion)
-            attention[row, :end] = 1
-            target[row, len(prompt) : end] = 1
-        return cls(ids.to(device), attention.to(device), target.bool().to(device))
+        whole = tuple(prompt + completion for prompt, completion in pairs)
+        ids = torch.full((len(pairs), max(map(len, whole))), pad)
+        attention, target = torch.zeros((2, *ids.shape), dtype=torch.long)
+        for row, ((prompt, _), own) in enumerate(zip(pairs, whole, strict=True)):
+            ids[row, : len(own)] = torch.tensor(own)
+            attention[row, : len(own)] = 1
+            target[row, len(prompt) : len(own)] = 1
+        return cls(ids.to(device), attention.to(device), target.bool().to(device), whole)
 
 
 class Policy(nn.Module):
@@ -99,7 +101,7 @@ class Policy(nn.Module):
         """States [N, D] that predict the marked tokens, and those tokens [N]."""
         (decoder,) = self.decoder
         predicts = tokens.target[:, 1:]
-        layout = self._layout(tokens) if self.packed else None
+        layout = self._layout(tokens) if self.packed and tokens.whole else None
         if layout is not None:
             found = packing.take(packing.states(decoder, layout), layout.place[predicts])
         else:
@@ -110,8 +112,7 @@ class Policy(nn.Module):
     @staticmethod
     def _layout(tokens: Tokens) -> packing.Layout | None:
         """The row of these sequences but for their last tokens, which predict nothing; None where it saves little."""
-        counts = (tokens.attention.sum(1) - 1).tolist()
-        layout = packing.lay_out([ids[:count] for ids, count in zip(tokens.ids.tolist(), counts, strict=True)])
+        layout = packing.lay_out([ids[:-1] for ids in tokens.whole])
         return layout.to(tokens.ids.device) if len(layout.ids) <= packing.WORTH * tokens.ids.numel() else None
 
     def forward(

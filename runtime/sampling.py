@@ -101,9 +101,9 @@ def _right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def uniform(keys: Tensor, place: int) -> Tensor:
-    """A number in (0, 1) for each key [S], float64: a function of the key and the place alone."""
-    bits = _right(_mix(keys + torch.full_like(keys, place + 1) * GOLDEN), 11)
+def uniform(keys: Tensor, place: int | Tensor) -> Tensor:
+    """A number in (0, 1) for each key, float64: a function of the key and the place alone; they are broadcast."""
+    bits = _right(_mix(keys + (torch.as_tensor(place, device=keys.device) + 1) * GOLDEN), 11)
     return (bits.double() + 0.5) * 2.0**-53
 
 
@@ -257,10 +257,12 @@ def _decoded(
     logps = torch.zeros((count, how.limit), device=device)
     stops: list[int | None] = [None] * count
     ends = torch.tensor(sorted(how.ends), device=device)
-    chance = None if keys is None else torch.tensor(keys, device=device)
+    chance = None
+    if keys is not None:
+        chance = uniform(torch.tensor(keys, device=device)[:, None], torch.arange(how.limit, device=device))
     alive, going = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
     for place in range(how.limit):
-        numbers = None if chance is None else uniform(chance[alive], place)
+        numbers = None if chance is None else chance[alive, place]
         token, logp = choose(logits, numbers, how, keep_logp)
         ids[alive, place] = token
         if logp is not None:

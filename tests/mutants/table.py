@@ -24,6 +24,7 @@ CHOICES = "tests/docs/test_choices.py"
 EXACT = "tests/runtime/test_runtime_exact.py"
 PACKING = "tests/runtime/test_runtime_packing.py"
 SAMPLING = "tests/runtime/test_runtime_sampling.py"
+DECODING = "tests/runtime/test_runtime_decoding.py"
 SAMPLES = "tests/runtime/test_runtime_samples.py"
 ENGINES = "tests/runtime/test_runtime_engines.py"
 SCORES = "tests/runtime/test_runtime_scores.py"
@@ -715,8 +716,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "first_token_missed",
             "the first token of a completion is not trained",
-            "target[row, len(prompt) : end] = 1",
-            "target[row, len(prompt) + 1 : end] = 1",
+            "target[row, len(prompt) : len(own)] = 1",
+            "target[row, len(prompt) + 1 : len(own)] = 1",
             EXACT,
         ),
     ),
@@ -791,9 +792,47 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "same_number_at_every_place",
             "every token of a completion is drawn with the same number",
-            "_mix(keys + torch.full_like(keys, place + 1) * GOLDEN)",
-            "_mix(keys + torch.full_like(keys, 1) * GOLDEN)",
+            "(torch.as_tensor(place, device=keys.device) + 1) * GOLDEN",
+            "GOLDEN",
             SAMPLING,
+        ),
+    ),
+    *_rows(
+        "runtime/decoding.py",
+        (
+            "room_copied_crosswise",
+            "keys and values change places where their memory grows",
+            "own[0][:, :, :start], own[1][:, :, :start] = self.keys, self.values",
+            "own[0][:, :, :start], own[1][:, :, :start] = self.values, self.keys",
+            DECODING,
+        ),
+        (
+            "padding_attended",
+            "a token that was drawn attends to the padding in front of its prompt",
+            "return mask[:, None, None] > 0 if",
+            "return mask[:, None, None] >= 0 if",
+            DECODING,
+        ),
+        (
+            "window_of_one_query_forgotten",
+            "a token that was drawn attends to all that came before it, whatever window or state its layers have",
+            "whole = all(type(layer) is make for layer in self.cache.layers)",
+            "whole = True",
+            DECODING,
+        ),
+        (
+            "padding_has_positions",
+            "positions count the padding in front of a prompt",
+            "(self.attention[:, : self.seen].cumsum(1) - 1).clamp_(min=0)",
+            "torch.ones_like(self.attention[:, : self.seen]).cumsum(1) - 1",
+            DECODING,
+        ),
+        (
+            "left_with_the_wrong_padding",
+            "a sequence that stays takes the padding of one that left",
+            "self.attention, self.positions = self.attention[rows], self.positions[rows]",
+            "self.attention, self.positions = self.attention[: len(rows)], self.positions[rows]",
+            DECODING,
         ),
     ),
     *_rows(

@@ -109,6 +109,19 @@ def watched(model: nn.Module) -> list[tuple[int, int]]:
     return seen
 
 
+@pytest.mark.parametrize("kind", ["sdpa", "eager", "Mistral", "Bloom"])
+def test_a_mask_is_made_beforehand_where_attention_is_torchs_and_has_no_window(kind: str) -> None:
+    model = made(kind, OTHERS[kind]) if kind in OTHERS else tiny_model()
+    if kind == "eager":
+        model.set_attn_implementation(kind)
+    rows = Rows(model)
+    rows.begin([[5, 6, 7], [8]], 4)
+    mask = rows._mask(1)
+    assert mask.tolist() == ([[[[True] * 3]], [[[False, False, True]]]] if kind == "sdpa" else [[1, 1, 1], [0, 0, 1]])
+    assert rows._mask(2).shape == (2, 3)
+    assert refusal(model) is None
+
+
 def test_a_prompt_goes_through_the_model_once_and_what_has_ended_leaves_it() -> None:
     model = tiny_model()
     seen, ends = watched(model), frozenset(range(0, 258, 6))
