@@ -142,9 +142,8 @@ class Run:
         args = [self.values[argument] for argument in step.args]
         match step.op:
             case "const" | "param":
-                return torch.full(
-                    (), float(step.detail[-1]), dtype=self.dtype, device=self.device
-                )  # a GPU is not waited for
+                value = torch.full((), float(step.detail[-1]), dtype=torch.float64, device=self.device)
+                return value.to(self.dtype)  # filled there, so that a GPU is not waited for; beyond fp32 it is inf
             case "load" if str(step.detail[0]).startswith("any ") and self._arbitrary is not None:
                 drawn = self._arbitrary(f"{step.detail[0]} {step.world}", self._size(self._in(step.world), step.scope))
                 return drawn.to(self.dtype).reshape(() if step.scope <= Scope.BATCH else (-1,))

@@ -196,6 +196,17 @@ def test_whole_number_labels_mean_the_same_as_fractions() -> None:
 
 # --- missing, misshapen, not finite -------------------------------------------------------------------------
 
+
+def test_a_parameter_beyond_fp32_is_said_to_be_infinite_there() -> None:
+    method = method_of(PROMPTS + "param far = 1e39\nadvantage = far * reward")
+    numbers = {"mask": torch.ones(2, 1, dtype=torch.bool), "group": torch.zeros(2, dtype=torch.long)}
+    scores = torch.tensor([1.0, 0.5])
+    wide = grolang.Batch(**numbers, logp=-torch.ones(2, 1).double(), scores={"correct": scores.double()})
+    assert torch.isfinite(method.coefficients(wide)).all()
+    narrow = grolang.Batch(**numbers, logp=-torch.ones(2, 1), scores={"correct": scores})
+    assert "`far` = inf" in raises("not finite", lambda: method.coefficients(narrow))
+
+
 NEEDED = {
     ("dpo", "label"): "label",
     ("dpo", "group"): "prompt",

@@ -1,4 +1,4 @@
-"""Losses of newer papers, written in PyTorch as their authors' code has them, held against the built-in files."""
+"""Losses of newer papers, written in PyTorch from the papers' formulas, held against the built-in files."""
 
 from __future__ import annotations
 

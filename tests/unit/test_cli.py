@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -473,7 +473,9 @@ def test_the_words_that_an_option_takes_are_those_of_its_table() -> None:
     from grolang.language.checker import KINDS
 
     def words(command: Callable[..., None], option: str) -> tuple[str, ...]:
-        return get_args(get_args(get_type_hints(command, include_extras=True)[option])[0])
+        taken = get_args(get_type_hints(command, include_extras=True)[option])[0]
+        words, *_ = (one for one in (taken, *get_args(taken)) if get_origin(one) is Literal)  # itself, or X | None
+        return get_args(words)
 
     assert words(stages.show, "stage") == tuple(stages._STAGES)
     assert words(new, "data") == tuple(TEMPLATES) == KINDS
