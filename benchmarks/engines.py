@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from grolang.runtime import defaults
-from grolang.runtime.engines import Policy
+from grolang.runtime.engines import Weights
 from grolang.runtime.launch import resolve
 from grolang.runtime.models import load_model, load_tokenizer
 from grolang.runtime.sampling import Generate, Sampling
@@ -63,7 +63,7 @@ def main() -> None:
     show("continuous", continuous)
     if find_spec("vllm") is not None:  # last, since it changes how this process uses threads
         _, settings = resolve({"method": "rloo", "engine": "vllm", "engine_memory": 0.05})
-        draw = Beside(Policy(model), path, settings, 512, torch.float32)
+        draw = Beside(Weights(model), path, settings, 512, torch.float32)
         show("vllm", lambda: sum(len(one.ids) for one in draw(prompts, list(range(PROMPTS)), how)))
 
 

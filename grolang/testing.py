@@ -46,7 +46,9 @@ def assert_gradient(
     """
     known = method if isinstance(method, Method) else load(method)
     within = batches(known, smallest_group=smallest_group, largest_group=largest_group, holes=holes, padding=padding)
-    verdict = check_loss(loss, known, within, examples=examples, seed=seed, tolerance=tolerance)
+    verdict = check_loss(
+        loss, known, within, smallest=smallest_group, examples=examples, seed=seed, tolerance=tolerance
+    )
     if verdict.counterexample is not None:
         name = getattr(loss, "__name__", type(loss).__name__)
         about = f"the gradient of {name} is not that of {known.name}\nleft is {known.name}, right is {name}\n"

@@ -62,12 +62,13 @@ def open_folder(name: str, settings: RunSettings, accelerator: Accelerator) -> P
     output = Path(str(broadcast_object_list(names)[0]))
     saved, begun = bool(checkpoints.kept(output)), (output / "metrics.jsonl").exists()
     anew = f"remove {output}, or give another --output"  # of a run that ended before it had a checkpoint
+    if accelerator.is_main_process and Record(output).status == "running":
+        number = Record(output).info["process"]["pid"]
+        help = "wait for it, or stop it first" if settings.resume else "give another --output"
+        raise GroError.plain(f"{output} is being run, by process {number}", help=help)
     if settings.resume and not saved:
         help = f"leave out --resume{f'; {anew}' * begun}"
         raise GroError.plain(f"{output} holds no checkpoint to resume from", help=help)
-    if settings.resume and accelerator.is_main_process and Record(output).status == "running":
-        number = Record(output).info["process"]["pid"]
-        raise GroError.plain(f"{output} is being run, by process {number}", help="wait for it, or stop it first")
     if not settings.resume and begun and accelerator.is_main_process:
         if not saved:
             raise GroError.plain(f"{output} holds a run that has no checkpoint yet", help=anew)

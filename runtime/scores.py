@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -242,9 +242,12 @@ def _call(scorer: Scorer, asked: Asked, rows: slice, share: float, begun: Future
     except TypeError:
         raise Failure(f"gave {found!r} instead of a list") from None
     if len(values) != len(words["prompts"]):
-        plural = "" if len(values) == 1 else "s"
-        raise Miscounted(f"gave {len(values)} value{plural} for {len(words['prompts'])} completions")
+        raise Miscounted(f"gave {_counted(values, 'value')} for {_counted(words['prompts'], 'completion')}")
     return values
+
+
+def _counted(of: Sized, noun: str) -> str:
+    return f"{len(of)} {noun}{'' if len(of) == 1 else 's'}"
 
 
 def _short(value: object) -> str:

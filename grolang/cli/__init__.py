@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from grolang.language.diagnostics import GroError
@@ -43,7 +43,8 @@ def _terminable() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"terminated\n")  # past Python's buffers, which may be in the midst of a print
+        with suppress(OSError):  # nobody may listen
+            os.write(2, b"terminated\n")  # past Python's buffers, which may be in the midst of a print
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)

@@ -102,6 +102,6 @@ def extending(name: str, parent: Source) -> str:
     listed = "\n".join(f"# {line}" for line in said if line)
     return (
         _HEAD.format(name=name)
-        + f"extends {of}\n\n# What {of} says; take a # away and change the statement, and this one counts:\n{listed}\n"
+        + f"extends {of}\n\n# What {of} says; take `# ` away and change the statement, and this one counts:\n{listed}\n"
         + f"\n# True while nothing is changed.\nlaw unchanged: equals {of}\n"
     )

@@ -53,7 +53,7 @@ def followed(expr: ir.Expr, method: ir.MethodIR) -> ir.Expr:
     while isinstance(expr, ir.Named):
         body = plain_body(expr.name, method)
         short = isinstance(body, (ir.Number, ir.Parameter, ir.Observed, ir.Named))
-        moved = isinstance(body, ir.Call) and body.function in ("opposite",) and isinstance(body.arguments[0], ir.Named)
+        moved = isinstance(body, ir.Call) and body.function == "opposite" and isinstance(body.arguments[0], ir.Named)
         scaled = expr.name == "alpha" and isinstance(body, ir.Call) and body.function == "multiply"
         if not (short or moved or scaled):
             return expr

@@ -81,9 +81,14 @@ class Pair:
         """The tensors of a batch that the two coefficients use."""
         return frozenset(name for name, _ in self.program.loads("left", "right"))
 
+    @property
+    def smallest(self) -> int:
+        """Rows that a group has at least, for both to have a value."""
+        return smallest_group(self.program)
+
     def batches(self) -> st.SearchStrategy[Batch]:
         """Those that both methods accept."""
-        return batches(*self.methods, smallest_group=smallest_group(self.program))
+        return batches(*self.methods, smallest_group=self.smallest)
 
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
         """Both coefficients on a batch, and the first part whose values differ."""
@@ -134,6 +139,8 @@ class Compared(Protocol):
     def methods(self) -> tuple[MethodIR, ...]: ...
     @property
     def reads(self) -> frozenset[str]: ...
+    @property
+    def smallest(self) -> int: ...
     def batches(self) -> st.SearchStrategy[Batch]: ...
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]: ...
     def comparable(self, left: Tensor, right: Tensor) -> bool: ...
@@ -285,12 +292,12 @@ def _smallest(pair: Compared, batch: Batch, draw: int) -> Counterexample:
     def fails(batch: Batch) -> bool:
         try:
             left, right, _ = pair.tensors(batch, draw)
-        except GroError:  # a group of one, half of a pair: no batch of these methods
+        except Exception:  # a group of one, a shape that a loss cannot take: no batch of these two
             return False
         return pair.comparable(left, right) and not pair.agree(left, right)
 
     pairs = any("preference" in method.data for method in pair.methods)
-    batch = smaller(batch, fails, pair.reads, pairs=pairs)
+    batch = smaller(batch, fails, pair.reads, pairs=pairs, group=pair.smallest)
     return Counterexample(batch, *pair.tensors(batch, draw), pair.reads)
 
 

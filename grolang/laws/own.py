@@ -26,6 +26,7 @@ class Own:
     loss: Loss
     tolerance: float
     within: st.SearchStrategy[Batch]
+    smallest: int
 
     @property
     def name(self) -> str:
@@ -70,7 +71,14 @@ class Own:
 
 
 def check_loss(
-    loss: Loss, method: Method, within: st.SearchStrategy[Batch], *, examples: int, seed: int, tolerance: float
+    loss: Loss,
+    method: Method,
+    within: st.SearchStrategy[Batch],
+    *,
+    smallest: int,
+    examples: int,
+    seed: int,
+    tolerance: float,
 ) -> Verdict:
-    """`held` on so many batches, or `failed` with a small one on which the gradients differ."""
-    return search(Own(method, loss, tolerance, within), examples=examples, seed=seed)
+    """`held` on so many batches, or `failed` with a small one; its groups keep `smallest` rows."""
+    return search(Own(method, loss, tolerance, within, smallest), examples=examples, seed=seed)

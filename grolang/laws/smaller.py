@@ -18,12 +18,15 @@ SCORES = (0.0, 1.0, -1.0, 0.5, 0.25)
 TRIALS = 2000
 
 
-def smaller(batch: Batch, fails: Callable[[Batch], bool], reads: frozenset[str], *, pairs: bool) -> Batch:
-    """A batch on which `fails` still holds, and on no batch with one group, row (without `pairs`) or token less."""
+def smaller(batch: Batch, fails: Callable[[Batch], bool], reads: frozenset[str], *, pairs: bool, group: int) -> Batch:
+    """A batch on which `fails` still holds, with fewer groups, rows (without `pairs`) and tokens.
+
+    A group keeps `group` rows, and a completion that stands at the left of its row stands there still.
+    """
     left = TRIALS
     batch, found = _take(batch, batch.mask.any(1)), batch
     batch = batch if fails(batch) else found  # without padding, where that has no say
-    for steps in (_fewer(pairs), lambda batch: _simpler(batch, reads)):
+    for steps in (_fewer(pairs, group), lambda batch: _simpler(batch, reads)):
         going = True
         while going:
             going = False
@@ -43,7 +46,7 @@ def _numbered(batch: Batch) -> Batch:
     return batch.replace(group=torch.unique(batch.group, return_inverse=True)[1])
 
 
-def _fewer(pairs: bool) -> Callable[[Batch], Iterator[Batch]]:
+def _fewer(pairs: bool, smallest: int) -> Callable[[Batch], Iterator[Batch]]:
     def steps(batch: Batch) -> Iterator[Batch]:
         rows, slots = batch.mask.shape
         assert batch.group is not None
@@ -51,16 +54,26 @@ def _fewer(pairs: bool) -> Callable[[Batch], Iterator[Batch]]:
             if bool((batch.group != group).any()):
                 yield _take(batch, batch.group != group)
         for row in range(0 if pairs else rows):
-            if rows > 1:
+            if rows > 1 and int((batch.group == batch.group[row]).sum()) > smallest:
                 yield _take(batch, torch.arange(rows) != row)
         for row in range(rows):
             for slot in range(slots):
                 if batch.mask[row, slot] and int(batch.mask[row].sum()) > 1:
-                    mask = batch.mask.clone()
-                    mask[row, slot] = False
-                    yield batch.replace(mask=mask)
+                    yield _without(batch, row, slot)
 
     return steps
+
+
+def _without(batch: Batch, row: int, slot: int) -> Batch:
+    """A batch without one token: those behind it move up, which leaves no hole."""
+    order = [other for other in range(batch.mask.shape[1]) if other != slot] + [slot]
+    changed: dict[str, Tensor] = {}
+    for name in ("mask", *PER_TOKEN):
+        if (tensor := getattr(batch, name)) is not None:
+            changed[name] = tensor.clone()
+            changed[name][row] = tensor[row, order]
+    changed["mask"][row, -1] = False
+    return batch.replace(**changed)
 
 
 def _simpler(batch: Batch, reads: frozenset[str]) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from grolang.runtime.settings import RunSettings
 from .tables import DOCS
 
 PAGE = (DOCS / "howto" / "from-trl.md").read_text(encoding="utf-8")
-#: arguments of a trainer or a model, and keys of verl, not fields of a TRL configuration
+#: arguments of a trainer or a model, not fields of a TRL configuration
 OTHERS = {"reward_funcs", "ref_model", "peft_config", "attn_implementation", "loss_type"}
 
 

@@ -50,7 +50,7 @@ def test_losses_that_are_right() -> None:
     ],
 )
 def test_losses_that_are_wrong(monkeypatch: pytest.MonkeyPatch, loss, method) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("grolang.laws.claims.SHRINKING", 0.05)
+    monkeypatch.setattr("grolang.laws.claims.SHRINKING", -1.0)
     with pytest.raises(
         AssertionError, match=r"(?s)is not that of (dpo|grpo)\nleft is .*row 0, group 0.*row 1.*right"
     ) as found:
@@ -59,7 +59,7 @@ def test_losses_that_are_wrong(monkeypatch: pytest.MonkeyPatch, loss, method) ->
 
 
 def test_padding_is_drawn_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grolang.laws.claims.SHRINKING", 0.05)
+    monkeypatch.setattr("grolang.laws.claims.SHRINKING", -1.0)
     with pytest.raises(AssertionError, match="is not that of grpo"):  # 0 / 0 in a row without tokens
         assert_gradient(grpo, grolang.load("grpo", beta=0), examples=100, padding=True)
 
@@ -70,3 +70,20 @@ def test_what_a_loss_raises_is_not_hidden() -> None:
 
     with pytest.raises(ZeroDivisionError):
         assert_gradient(broken, "dpo")
+
+
+def test_a_counterexample_keeps_the_shape_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completions at the left of their rows, and groups of four: the loss reads them so."""
+    monkeypatch.setattr("grolang.laws.claims.SHRINKING", -1.0)
+    shapes: list[tuple[Tensor, Tensor]] = []
+
+    def twice(batch: grolang.Batch) -> Tensor:
+        assert batch.logp is not None and batch.group is not None
+        shapes.append((batch.mask, torch.unique(batch.group, return_counts=True)[1]))
+        reward = batch.scores["correct"].view(-1, 4)[torch.unique(batch.group, return_inverse=True)[1], 0]
+        rows = [row[: int(mask.sum())].mean() for row, mask in zip(batch.logp, batch.mask)]
+        return -2 * (reward * torch.stack(rows)).mean()
+
+    with pytest.raises(AssertionError, match="is not that of rloo"):
+        assert_gradient(twice, "rloo", smallest_group=4, largest_group=4, examples=20)
+    assert all((mask.int().diff(dim=1) <= 0).all() and (sizes == 4).all() for mask, sizes in shapes)

@@ -1,7 +1,8 @@
-"""Losses of newer papers, written in PyTorch from the papers' formulas, held against the built-in files."""
+"""Losses of newer papers, in PyTorch from their formulas, held against the built-in files; `distill` is after one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -65,13 +66,13 @@ def high_entropy(batch: grolang.Batch) -> Tensor:
 
 
 def qae(batch: grolang.Batch) -> Tensor:
-    """Wu et al. (2025): DAPO's loss with the 0.4-quantile of the group for its mean."""
-    advantage = spread_over_groups(batch, lambda own: torch.quantile(own, 0.4))
+    """Wu et al. (2025): DAPO's loss with inf{r : F(r) ≥ 0.4} of the group for its mean."""
+    advantage = spread_over_groups(batch, lambda own: own.sort().values[math.ceil(0.4 * len(own)) - 1])
     return -surrogate(batch, advantage, 0.2, 0.28)[batch.mask].mean()
 
 
 def distill(batch: grolang.Batch) -> Tensor:
-    """Agarwal et al. (2023), one drawn token: −sg(ratio, at most 5) · (log π_teacher − log π_old) · log π."""
+    """After Agarwal et al. (2023), one token: −sg(ratio, at most our 5) · (log π_teacher − log π_old) · log π."""
     assert batch.logp is not None and batch.logp_old is not None and batch.logp_ref is not None
     ratio = torch.exp(batch.logp - batch.logp_old).clamp(max=5).detach()
     return -(ratio * (batch.logp_ref - batch.logp_old) * batch.logp)[batch.mask].mean()

@@ -140,6 +140,8 @@ def test_a_run_that_goes_on_elsewhere_is_not_taken_over(folder: Path, tmp_path: 
     try:
         with pytest.raises(GroError, match="is being run, by process"):
             start({"output": str(folder / "runs/b"), "resume": True, "steps": 4}, None, Console(quiet=True))
+        with pytest.raises(GroError, match="is being run, by process"):  # and nobody is told to remove it
+            start({"output": str(folder / "runs/b"), "method": "rloo"}, None, Console(quiet=True))
     finally:
         path.write_text(before)
 

@@ -205,7 +205,7 @@ class Watched(Future[Any]):
             r"gave no answer within 150 of the 600 seconds that all have for completion 2: 'a'",
         ),
         (f"{BAD}{HANGS}while True: pass\n    {ONES}", "gave no answer within .* completion 2: 'a'"),
-        ("return [1.0 for c in completions if c != 'bad']", "gave 0 values for 1 completions for completion 2: 'a'"),
+        ("return [1.0 for c in completions if c != 'bad']", "gave 0 values for 1 completion for completion 2: 'a'"),
         ("return None", "gave None instead of a list for completion 0"),
         ("raise SystemExit(3)", r"failed: RuntimeError: it exits: 3 \(.*rewards.py:3\)"),
     ],

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from torch import Tensor
 CONVERTED_BYTES = 8 * 2**20
 """Size of a block of the head, or of its gradient, that is converted at a time; neither is ever copied whole. From
 32 MiB on an allocator takes fresh pages for each block, seven times the time of filling them."""
+
+
+_TURN = Lock()  # at a setting of the whole process
 
 
 @dataclass(frozen=True)
@@ -123,15 +127,17 @@ def by_onednn() -> Iterator[None]:
     """A CPU's products of fp32 go to oneDNN, which may read the operands as bf16 where that is faster.
 
     With AMX it is: for numbers that bf16 holds. With AVX512_BF16 alone it keeps fp32, and takes a seventh less time
-    than the library that torch asks otherwise. The setting is one of the whole process, and put back.
+    than the library that torch asks otherwise. The setting is one of the whole process, and put back; losses of two
+    threads take turns at it.
     """
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch has no type for it
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+    with _TURN:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
 
 
 def blocks(weight: Tensor, columns: slice, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
