@@ -42,7 +42,8 @@ def assert_gradient(
     `loss` is called on random batches in float64 whose `logp` is live; −∂loss/∂logp must be the method's coefficients
     on completion tokens, to `tolerance` of the largest. Its value is not looked at, nor are batches on which the method
     itself is not finite. Completions stand at the left of their rows unless `holes`; with `padding` some rows are off
-    as a whole. Raises AssertionError with the smallest batch that shows a difference.
+    as a whole. Raises AssertionError with a small batch that shows a difference, its groups of
+    `smallest_group` at least.
     """
     known = method if isinstance(method, Method) else load(method)
     within = batches(known, smallest_group=smallest_group, largest_group=largest_group, holes=holes, padding=padding)

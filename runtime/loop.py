@@ -111,7 +111,7 @@ class _Loop:
                 interrupted = self.step < settings.steps and not self._enough()
                 self._checkpoint()
                 after = {} if interrupted else self._evaluate(journal)
-            except Exception:
+            except Exception:  # of any kind: what was learned is kept
                 self._rescue()
                 raise
         self._save_model()

@@ -37,7 +37,7 @@ def _named(path: str, what: str, help: str) -> Iterator[None]:
         yield
     except GroError:
         raise
-    except Exception as error:
+    except Exception as error:  # of any library that a model needs
         raise GroError.plain(f"no {what} can be loaded from {path}: {cause(error)}", help=help) from error
 
 

@@ -146,7 +146,7 @@ class _Training:
                         saved = self._save(before)
             if self.step != saved:
                 self._save(before)
-        except Exception:
+        except Exception:  # of any kind: what was learned is kept
             self._rescue(before, saved)
             raise
         finally:

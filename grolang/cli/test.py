@@ -12,7 +12,7 @@ def test(
     examples: Examples = 100,
     seed: Seed = 0,
 ) -> None:
-    """Prove or try each law; a failed one prints the smallest batch that breaks it."""
+    """Prove or try each law; a failed one prints a small batch that breaks it."""
     from rich.console import Console
 
     from grolang.cli.files import named

@@ -5,6 +5,7 @@ Every value is a tensor of its step's scope: 0-d for const and batch, [G], [R] o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -142,8 +143,10 @@ class Run:
         args = [self.values[argument] for argument in step.args]
         match step.op:
             case "const" | "param":
-                value = torch.full((), float(step.detail[-1]), dtype=torch.float64, device=self.device)
-                return value.to(self.dtype)  # filled there, so that a GPU is not waited for; beyond fp32 it is inf
+                value = float(step.detail[-1])
+                if abs(value) > torch.finfo(self.dtype).max:
+                    value = math.copysign(math.inf, value)
+                return torch.full((), value, dtype=self.dtype, device=self.device)  # a GPU is not waited for
             case "load" if str(step.detail[0]).startswith("any ") and self._arbitrary is not None:
                 drawn = self._arbitrary(f"{step.detail[0]} {step.world}", self._size(self._in(step.world), step.scope))
                 return drawn.to(self.dtype).reshape(() if step.scope <= Scope.BATCH else (-1,))

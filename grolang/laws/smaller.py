@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from grolang.compiler.batch import PER_SEQUENCE, PER_TOKEN, Batch
+from grolang.compiler.batch import BY_SCORE, PER_TOKEN, Batch
 
 #: the simplest numbers first, for log-probs (an entropy has the other sign) and for scores
 LOGPS = (-0.125, -0.25, -0.5, -1.0, -2.0)
@@ -84,7 +84,7 @@ def _simpler(batch: Batch, reads: frozenset[str]) -> Iterator[Batch]:
             for place in batch.mask.nonzero().tolist():
                 for value in _before(values, float(tensor[tuple(place)])):
                     yield batch.replace(**{name: _set(tensor, tuple(place), value)})
-    for field in ("scores", "greedy_scores"):
+    for field in BY_SCORE:
         scores: Mapping[str, Tensor] = getattr(batch, field)
         for name, tensor in scores.items():
             for row in range(len(tensor)):
@@ -108,11 +108,4 @@ def _set(tensor: Tensor, place: tuple[int, ...], value: float) -> Tensor:
 
 def _take(batch: Batch, kept: Tensor) -> Batch:
     """Some rows of a batch."""
-    fields: dict[str, object] = {"mask": batch.mask[kept]}
-    for name in PER_TOKEN + PER_SEQUENCE:
-        tensor = getattr(batch, name)
-        fields[name] = None if tensor is None else tensor[kept]
-    for name in ("scores", "greedy_scores"):
-        fields[name] = {score: tensor[kept] for score, tensor in getattr(batch, name).items()}
-    fields["mismatched"] = None if batch.mismatched is None else _take(batch.mismatched, kept)
-    return Batch(**fields)  # type: ignore[arg-type]
+    return Batch.of({name: tensor[kept] for name, tensor in batch.flat().items()})

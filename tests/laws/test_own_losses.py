@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +51,9 @@ def test_losses_that_are_right() -> None:
         (lambda batch: grpo(batch, epsilon=0.3), grolang.load("grpo", beta=0)),
     ],
 )
-def test_losses_that_are_wrong(monkeypatch: pytest.MonkeyPatch, loss, method) -> None:  # type: ignore[no-untyped-def]
+def test_losses_that_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, loss: Callable[[grolang.Batch], Tensor], method: grolang.Method | str
+) -> None:
     monkeypatch.setattr("grolang.laws.claims.SHRINKING", -1.0)
     with pytest.raises(
         AssertionError, match=r"(?s)is not that of (dpo|grpo)\nleft is .*row 0, group 0.*row 1.*right"
