@@ -26,7 +26,7 @@ _WIDE = 6.0  # how far a curve goes to either side where nothing happens further
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a plot, and what it belongs to."""
+    """A line of a plot, and what it belongs to; y is NaN or infinite where the method is."""
 
     label: str
     x: tuple[float, ...]
@@ -116,9 +116,11 @@ def _width(function: Callable[[float], float]) -> float:
 
 
 def _jumps(function: Callable[[float], float], a: float, b: float) -> bool:
-    """Whether the step between two places stays as they are brought together."""
+    """Whether the step between two places is more than rounding, finite, and stays as they are brought together."""
     ya, yb = function(a), function(b)
     whole = abs(yb - ya)
+    if not 1e-12 * abs(ya) < whole < math.inf:
+        return False
     for _ in range(30):
         middle = (a + b) / 2
         y = function(middle)
@@ -162,7 +164,10 @@ def _reach(method: Method) -> float:
     if plot is None:
         return 3.0
     step = 1e-3
-    ends = (method.evaluate(_batch(method, -10.0, x, 1.0)).parts.get("z") for x in (-step, step))
+    try:
+        ends = [method.evaluate(_batch(method, -10.0, x, 1.0)).parts.get("z") for x in (-step, step)]
+    except GroError:  # not finite there
+        return 3.0
     low, high = (0.0 if part is None else float(part[0, 0]) for part in ends)
     slope = abs(high - low) / (2 * step)
     return 3.0 if slope == 0 else min(max(max(map(abs, plot.curves[0].x)) / slope, 1e-4), 2000.0)

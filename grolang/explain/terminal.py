@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -103,12 +104,13 @@ def _words(words: Words) -> Text:
 
 
 def _bars(plot: Plot) -> Iterator[Text]:
-    """`ω(z)  ████▆▄▂▁▁  z from −6 to 6, 0.1 to 0.0002`"""
+    """`ω(z)  ████▆▄▂▁▁  z: −6 … 6, between 0.0002 and 0.1`; a blank where the curve is not finite."""
     for curve in plot.curves:
         values = curve.y[:: max(1, len(curve.y) // 40)]
-        low, high = min(values), max(values)
+        finite = list(filter(math.isfinite, values))
+        low, high = min(finite, default=math.nan), max(finite, default=math.nan)
         height = (high - low) or 1.0
-        bars = "".join(_BARS[round((value - low) / height * 7)] for value in values)
+        bars = "".join(_BARS[round((value - low) / height * 7)] if math.isfinite(value) else " " for value in values)
         label = f"{plot.y}{f', {curve.label}' if curve.label else ''}"
         ends = f"{curve.x[0]:.3g} … {curve.x[-1]:.3g}, between {low:.3g} and {high:.3g}"
         yield Text.assemble((f"{label:26}", ""), (bars, "green"), f"  {plot.x}: {ends}")

@@ -19,6 +19,7 @@ from grolang.explain.facts import bias
 from grolang.explain.notation import GREEK
 from grolang.language import library
 from grolang.language.checker import check
+from grolang.language.source import Source
 
 NAMES = sorted(library.built_in())
 
@@ -95,8 +96,6 @@ def test_no_law_of_unbiasedness_contradicts_the_page(name: str) -> None:
 
 
 def test_a_weight_by_length_is_no_unbiased_estimate() -> None:
-    from grolang.language.source import Source
-
     lines = (
         "method m\ndata prompts\nscore correct\nreward = correct\naggregate = mean over tokens, mean over sequences\n"
     )
@@ -161,6 +160,14 @@ def test_what_is_no_function_of_z_is_not_drawn() -> None:
     assert curves.upsilon(grolang.load("dpo").ir) is None
     held = curves.omega(grolang.load("r_dpo").ir)
     assert held is not None and held.note == "with longer at 0"
+
+
+@pytest.mark.parametrize("omega", ["1 / z", "exp(z ^ 4)"])
+def test_a_curve_that_is_not_finite_everywhere_has_gaps(omega: str) -> None:
+    text = f"method m\ndata unpaired\nreward = label\nmeasure = sum(logp over tokens)\nomega(z) = {omega}\n"
+    page = explain.page(Source("m.gro", text))
+    assert not all(map(math.isfinite, page.plots["omega"].curves[0].y))
+    assert "ω(z)" in terminal.plain(page.document(plots=False), page.plots.values())
 
 
 def test_the_coefficient_curve_passes_through_the_coefficients() -> None:
