@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from grolang.runtime.compare import Comparison
 
 WIDTH = 40  # of a curve on a terminal
@@ -38,8 +40,7 @@ def compare(
         console.print(f"\nthe page is in {html}", highlight=False)
 
 
-def _print(console: object, found: Comparison) -> None:
-    from rich.console import Console
+def _print(console: Console, found: Comparison) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -47,7 +48,6 @@ def _print(console: object, found: Comparison) -> None:
     from grolang.runtime.curves import short, sparkline
     from grolang.runtime.figures import better
 
-    assert isinstance(console, Console)
     names = [escape(run.name) for run in found.runs]
 
     def table(title: str, rows: Sequence[tuple[str, Sequence[str]]], none: str) -> None:

@@ -50,21 +50,13 @@ def deliver(document: Document, form: str, output: str | None, *, force: bool, p
 
 
 def _text(document: Document, form: str, output: str | None, plots: Iterable[Plot]) -> str:
-    if form == "html":
-        from grolang.explain import html
+    from grolang.explain import html, latex, markdown, terminal
 
-        return html.rendered(document)
-    if form == "latex":
-        from grolang.explain import latex
-
-        return latex.rendered(document)
+    if form == "text":
+        return terminal.plain(document, plots)
     if form == "markdown":
-        from grolang.explain import markdown
-
         return markdown.rendered(document, figure=lambda name: _beside(Path(output or "").name, name))
-    from grolang.explain import terminal
-
-    return terminal.plain(document, plots)
+    return html.rendered(document) if form == "html" else latex.rendered(document)
 
 
 def _beside(output: str, figure: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grolang.cli.options import File, Force, Output, Parameters, assignments, number
+from grolang.cli.options import File, Force, Output, Parameters, numbers
 
 
 def emit(
@@ -23,7 +23,7 @@ def emit(
     from grolang.language.parameters import bound
 
     source = library.find(file)
-    method = bound(check(source).unwrap(), assignments(setting, "--set", number))
+    method = bound(check(source).unwrap(), numbers(setting))
     text = compiler.emit(method, source.text)
     if output is None:
         say(text.rstrip("\n"))

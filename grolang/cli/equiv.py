@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grolang.cli.options import Examples, Seed, assignments, number
+from grolang.cli.options import Examples, Seed, numbers
 
 
 def equiv(
@@ -46,7 +46,7 @@ def equiv(
     pair = asked(
         left,
         right,
-        settings=assignments(with_ or [], "--with", number),
+        settings=numbers(with_, "--with"),
         exchanges=when or (),
         proportional=proportional,
     )

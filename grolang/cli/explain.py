@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grolang.cli.options import File, Force, Html, Output, Parameters, assignments, number
+from grolang.cli.options import File, Force, Html, Output, Parameters, numbers
 
 
 def explain(
@@ -27,7 +27,7 @@ def explain(
     from grolang.explain import page
 
     form = asked(html, latex, markdown, output)
-    shown = page(file, **assignments(setting, "--set", number))
+    shown = page(file, **numbers(setting))
     drawn = form == "html" or (form == "markdown" and output is not None)
     bars = shown.plots.values() if plots and form == "text" else ()
     deliver(shown.document(plots=plots and drawn), form, output, force=force, plots=bars)

@@ -16,7 +16,6 @@ from grolang.language import library
 from grolang.language.diagnostics import GroError
 from grolang.language.formatter import format_text
 from grolang.language.source import Source
-from grolang.language.syntax import MAX_BYTES
 
 
 def fmt(
@@ -57,15 +56,8 @@ def fmt(
 
 def _formatted(source: Source) -> tuple[str, bool]:
     """The new text, and whether the file holds exactly that already."""
-    if source.built_in:
-        new = format_text(source.text, source.name)
-        return new, new == source.text
-    with open(source.name, "rb") as file:
-        raw = file.read(MAX_BYTES + 1)
-    if len(raw) > MAX_BYTES:
-        raise GroError.plain(f"`{source.name}` is larger than {MAX_BYTES // 1024} KiB", help="split it", code="E104")
     new = format_text(source.text, source.name)
-    return new, new.encode() == raw
+    return new, new == source.text if source.built_in else new.encode() == Path(source.name).read_bytes()
 
 
 def _write(path: str, text: str) -> None:

@@ -57,16 +57,27 @@ def lift(
     estimator's form stays a penalty. Exit code 1: all of it does.
     """
     from grolang.laws.lift import lift as lifted
+    from grolang.laws.question import of_text
 
-    typed = data, aggregate, param, score, let
     if law is not None or _is_file(loss):
-        if any(typed):
+        if any((data, aggregate, param, score, let)):
             raise typer.BadParameter("a file says itself what its loss is made of")
         question = _of_file(loss, law, name)
     else:
-        question = _of_text(loss, name or "lifted", typed)
+        question = of_text(
+            loss,
+            name=name or "lifted",
+            data=data,
+            aggregate=aggregate,
+            params=assignments(param, "--param"),
+            scores=score or (),
+            lets=let or (),
+        )
     found = lifted(question, examples=examples, seed=seed)
-    _write(found.text, output)
+    if output is None:
+        sys.stdout.write(found.text)
+    else:
+        write_new(output, found.text)
     for left in found.left:
         say(f"`{left.text}` stays a penalty: {left.why}", sys.stderr)
     how = "proved" if found.verdict.outcome == "proved" else f"on {found.verdict.tried} batches, not proved"
@@ -88,34 +99,11 @@ def _of_file(file: str, law: str | None, name: str | None) -> Question:
 
     method = load(file)
     losses = [row.name for row in method.ir.laws.values() if row.claim == "loss"]
-    law = law or next(iter(losses), None)
-    if law is None or law not in losses:
-        message = (
-            f"`{method.name}` has no law of a loss"
-            if not losses
-            else f"the losses of `{method.name}` are the laws {listed(losses, last='and')}"
-        )
-        raise GroError.plain(
-            message, help="name one with `--law`" if losses else "write one: `law gradient: loss …`", code="E900"
-        )
-    question = of_method(method.ir, method.ir.laws[law], method.sources)
+    if not losses:
+        help = "write one: `law gradient: loss …`"
+        raise GroError.plain(f"`{method.name}` has no law of a loss", help=help)
+    if law is not None and law not in losses:
+        message = f"the losses of `{method.name}` are the laws {listed(losses, last='and')}"
+        raise GroError.plain(message, help="name one with `--law`")
+    question = of_method(method.ir, method.ir.laws[law or losses[0]], method.sources)
     return question if name is None else replace(question, name=name, title="")
-
-
-def _of_text(
-    loss: str,
-    name: str,
-    typed: tuple[str | None, str | None, list[str] | None, list[str] | None, list[str] | None],
-) -> Question:
-    from grolang.laws.question import of_text
-
-    data, aggregate, param, score, let = typed
-    values = assignments(param, "--param", str)
-    return of_text(loss, name=name, data=data, aggregate=aggregate, params=values, scores=score or (), lets=let or ())
-
-
-def _write(text: str, output: str | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-        return
-    write_new(output, text)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,20 +18,23 @@ Examples = Annotated[int, typer.Option(min=1, help="Batches to try where there i
 Seed = Annotated[int, typer.Option(help="Seed of the batches.")]
 
 
-def assignments(items: list[str] | None, flag: str, read: Callable[[str], Any]) -> dict[str, Any]:
+def assignments(items: list[str] | None, flag: str) -> dict[str, str]:
     """NAME=VALUE flags as a mapping."""
     found = {}
     for item in items or ():
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
             raise GroError.plain(f"{flag} {item}: expected NAME=VALUE", help=f"write {flag} NAME=VALUE")
-        found[name] = read(value)
+        found[name] = value
     return found
 
 
-def number(text: str) -> float:
-    """The value of a hyper-parameter."""
-    try:
-        return float(text)
-    except ValueError:
-        raise GroError.plain(f"--set: `{text}` is not a number") from None
+def numbers(items: list[str] | None, flag: str = "--set") -> dict[str, float]:
+    """The same of hyper-parameters."""
+    found = {}
+    for name, text in assignments(items, flag).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise GroError.plain(f"{flag}: `{text}` is not a number") from None
+    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grolang.cli.options import File, Parameters, assignments, number
+from grolang.cli.options import File, Parameters, numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ def replay(
     kept = read_batch(batch)
     method = load(file)
     known = {name: value for name, value in kept.params.items() if name in method.params}
-    method = method.replace(**(known | assignments(setting, "--set", number)))
+    method = method.replace(**(known | numbers(setting)))
     mask = kept.batch.mask
     say(f"{method.name} on {len(mask)} sequences with {int(mask.sum())} tokens")
     try:

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from grolang.cli.options import assignments, number
+from grolang.cli.options import assignments, numbers
 from grolang.runtime.settings import PANELS, RunSettings, flag
 
 CONFIG = "TOML file of settings under the flags' names; flags override it."
@@ -21,8 +21,8 @@ def run(file: str | None, config: Path | None, set: list[str] | None, score: lis
     """Train a model with a method, and show it before and after."""
     flags |= {
         "method": file,
-        "set": assignments(set, "--set", number),
-        "score": assignments(score, "--score", str),
+        "set": numbers(set),
+        "score": assignments(score, "--score"),
     }
     from grolang.runtime.launch import start  # torch from here on: `--help` should not wait
 

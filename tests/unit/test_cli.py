@@ -392,6 +392,12 @@ def test_needs_say_which_parameter_drops_a_model() -> None:
 # --- emit ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_parameter_that_is_no_number_is_told_under_its_own_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("equiv", "dpo", "cpl", "--with"), ("emit", "dpo", "--set")):
+        code, _, err = run(capsys, *words, "beta=much")
+        assert code == 1 and f"{words[-1]}: `much` is not a number" in err
+
+
 def test_emit_prints_what_show_prints_and_takes_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "emit", "dpo")[1] == run(capsys, "show", "dpo", "--stage", "python")[1]
     code, out, _ = run(capsys, "emit", "dpo", "--set", "beta=0.25")
