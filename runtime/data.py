@@ -186,7 +186,8 @@ def open_rows(name: str) -> Rows:
         else:
             dataset = datasets.load_dataset(READERS.get(kind, name), split="train", **options)
     except Exception as error:  # the builders raise what their parsers raise
-        said = _cause(error)
+        _check_cache(error, path)
+        said = cause(_innermost(error), 2000)
         if NO_ROWS in said:
             raise GroError.plain(f"{name} has no rows", help="give a file with rows") from error
         fault = broken_line(path) or f"{name} cannot be read: {said}"
@@ -227,15 +228,29 @@ def _from_hub(name: str) -> datasets.Dataset:
     try:
         return datasets.load_dataset(name, split="train")
     except Exception as error:  # whatever the hub or a builder raises
-        message = f"there is no file {name}, and no hub data set of that name can be loaded: {_cause(error)}"
+        _check_cache(error, Path(name))
+        said = cause(_innermost(error), 2000)
+        message = f"there is no file {name}, and no hub data set of that name can be loaded: {said}"
         raise GroError.plain(message, help="check the name; a path may start with ./") from error
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost message of a chain of exceptions, on one line."""
+def _innermost(error: BaseException) -> BaseException:
+    """What a chain of exceptions began with."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return cause(error, 2000)
+    return error
+
+
+def _check_cache(error: BaseException, data: Path) -> None:
+    """Raise GroError where it is not the data that failed but the folder in which `datasets` keeps what it has read."""
+    found, folder = _innermost(error), datasets.config.HF_DATASETS_CACHE
+    if not isinstance(found, OSError) or found.errno is None:  # which is of the system, and not of a parser
+        return
+    place = Path(found.filename or folder)
+    if place != data and data not in place.parents:
+        message = f"cannot write to the cache folder {place}: {found.strerror}"
+        mend = "free space there, or name a folder of yours: export HF_HOME=FOLDER (HF_DATASETS_CACHE if that is set)"
+        raise GroError.plain(message, help=mend) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

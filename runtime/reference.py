@@ -11,6 +11,7 @@ import json
 import os
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from grolang.runtime.sequences import Pair
 from grolang.runtime.settings import RunSettings
 
-Pair = tuple[list[int], list[int]]
 SIZE = 16  # bytes of a key
 
 SHAPES = (
@@ -37,11 +38,9 @@ class Store:
         self.path = path
         self.rows: dict[bytes, Tensor] = {}
         self.written = 0
-        if path is not None and path.is_file():
-            try:
+        if path is not None:
+            with suppress(OSError, SafetensorError, KeyError, RuntimeError):  # what cannot be read is computed again
                 self._read(load_file(str(path)))
-            except (OSError, SafetensorError, KeyError, RuntimeError):  # what cannot be read is computed again
-                self.rows = {}
 
     def _read(self, found: Mapping[str, Tensor]) -> None:
         keys = bytes(found["keys"].numpy().tobytes())
@@ -66,7 +65,7 @@ class Store:
             self.rows.setdefault(_key(pair), own[row, : len(pair[1])].clone())
 
     def save(self) -> None:
-        """Write the file as a whole, if there is something new. A disk that is full is no reason to stop."""
+        """Write the file as a whole, if there is something new. Where it cannot be written the run goes on."""
         if self.path is None or len(self.rows) == self.written:
             return
         fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
@@ -78,7 +77,8 @@ class Store:
             fresh.replace(self.path)
             self.written = len(self.rows)
         except (OSError, SafetensorError):
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink()
 
 
 def _key(pair: Pair) -> bytes:
@@ -86,10 +86,12 @@ def _key(pair: Pair) -> bytes:
     return hashlib.blake2b(array("q", [len(prompt), *prompt, *completion]).tobytes(), digest_size=SIZE).digest()
 
 
-def folder() -> Path:
-    """`$GROLANG_CACHE`, or grolang in the user's cache folder."""
-    own = os.environ.get("GROLANG_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grolang"
+def cache_folder() -> Path:
+    """`$GROLANG_CACHE`, or grolang in the user's cache folder: `$XDG_CACHE_HOME`, or `.cache` at home."""
+    if own := os.environ.get("GROLANG_CACHE"):
+        return Path(own)
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - pathlib's raises where a user has no home
+    return Path(os.environ.get("XDG_CACHE_HOME") or home, "grolang")
 
 
 def store(model: nn.Module, settings: RunSettings, data: Sequence[str], processes: int) -> Store:
@@ -102,4 +104,4 @@ def store(model: nn.Module, settings: RunSettings, data: Sequence[str], processe
         if "lora_" not in name:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return Store(folder() / "reference" / f"{digest.hexdigest()}.safetensors")
+    return Store(cache_folder() / "reference" / f"{digest.hexdigest()}.safetensors")

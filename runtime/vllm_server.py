@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from grolang.language.diagnostics import GroError
 from grolang.runtime.engines import Weights, requests
 from grolang.runtime.examples import Ids
-from grolang.runtime.reference import folder
+from grolang.runtime.reference import cache_folder
 from grolang.runtime.sampling import Drawn, Sampling
 
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm"
@@ -70,8 +70,13 @@ class Server:
     @cached_property
     def weights(self) -> Path:
         """The folder that weights are handed over in; gone with this process."""
-        (folder() / "served").mkdir(parents=True, exist_ok=True)
-        self._kept = tempfile.TemporaryDirectory(dir=folder() / "served")
+        served = cache_folder() / "served"
+        try:
+            served.mkdir(parents=True, exist_ok=True)
+            self._kept = tempfile.TemporaryDirectory(dir=served)
+        except OSError as error:
+            message = f"cannot write the weights for {self.url} to {served}: {error.strerror}"
+            raise GroError.plain(message, help="export GROLANG_CACHE=FOLDER, one that the server reads too") from error
         return Path(self._kept.name)
 
     def _hand_over(self) -> bool:

@@ -50,6 +50,16 @@ def test_the_same_rows_from_every_kind_of_file(ending: str, tmp_path: Path) -> N
     assert rows[1]["prompt"] == "0+1="
 
 
+@pytest.mark.parametrize("home", ["/dev/null/nobody", "/sys/nobody"])
+def test_a_cache_that_cannot_be_written_is_not_the_datas_fault(
+    home: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(home))
+    with pytest.raises(GroError, match=f"cannot write to the cache folder {home}: ") as caught:
+        open_rows(write(rows_of("unpaired", 3)))
+    assert "export HF_HOME=FOLDER" in str(caught.value) and "mend the file" not in str(caught.value)
+
+
 @pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.bz2", "ndjson.xz", "json.gz", "csv.gz"])
 def test_compressed_files_are_read_and_a_fault_has_its_line(ending: str, tmp_path: Path) -> None:
     form, _, packing = ending.partition(".")

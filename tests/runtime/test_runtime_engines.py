@@ -225,6 +225,15 @@ def test_a_server_that_keeps_its_cache_is_refused(service: Service, tmp_path: Pa
         go(tmp_path / "out", engine=service.url)
 
 
+def test_a_folder_that_cannot_take_the_weights_is_named(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROLANG_CACHE", "/dev/null/nobody")
+    with pytest.raises(GroError, match=r"cannot write the weights for .* to /dev/null/nobody/served: ") as caught:
+        go(tmp_path / "out", engine=service.url)
+    assert "export GROLANG_CACHE=FOLDER" in str(caught.value)
+
+
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.3, "top_p": 0.9, "top_k": 9, "min_p": 0.01}])
 def test_what_is_apart_is_measured_as_it_was_drawn(how: dict[str, Any]) -> None:
     model = embedded()

@@ -106,3 +106,10 @@ def test_a_store_reads_what_it_wrote_and_computes_again_what_is_broken(tmp_path:
     assert again.get([([1, 2], [4])], torch.zeros(1, 3)) is None
     path.write_bytes(path.read_bytes()[:50])
     assert Store(path).get(pairs, torch.zeros(3, 3)) is None
+
+
+def test_a_folder_that_cannot_be_written_keeps_them_in_memory() -> None:
+    made = Store(Path("/dev/null/nobody/store.safetensors"))
+    made.put([([1], [2])], torch.tensor([[-1.0]]))
+    made.save()
+    assert made.get([([1], [2])], torch.zeros(1, 1)) is not None
