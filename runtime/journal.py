@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ class Journal:
     """A context manager around the steps of a run, which began (again) after `start` of them."""
 
     def __init__(self, run: Run, output: Path, console: Console, start: int) -> None:
+        self.status = "finished"  # how the run ends, in the words of `Record.status`
         self.main = bool(run.engine.accelerator.is_main_process)
         self.settings = run.settings
         self.view = View(console, run.method.name, run.settings.steps, start)
@@ -60,13 +61,16 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         self.view.__exit__(kind, error, trace)
-        with suppress(GroError) if error is not None else nullcontext():  # the disk may be what failed
+        disk = suppress(GroError) if error is not None else nullcontext()  # which may be what failed
+        with disk, ExitStack() as closing:  # the last comes first, and each also where another fails
             if self.main:
-                self.metrics.close()
-                self.held_out.close()
-                self.trackers.close()
-                self.samples.flush()
+                closing.callback(self.samples.flush)
+                closing.callback(self.trackers.close, self.status)
+                closing.callback(self.held_out.close)
+                closing.callback(self.metrics.close)
 
     def doing(self, what: str) -> AbstractContextManager[None]:
         """While this holds, the view says what takes the time."""

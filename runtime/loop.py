@@ -110,6 +110,8 @@ class _Loop:
                 self._steps(journal)
                 interrupted = self.step < settings.steps and not self._enough()
                 self._checkpoint()
+                if interrupted:
+                    journal.status = "interrupted"
                 after = {} if interrupted else self._evaluate(journal)
             except Exception:  # of any kind: what was learned is kept
                 self._rescue()

@@ -24,13 +24,31 @@ from grolang.runtime.settings import RunSettings
 PROJECT = "grolang"
 
 
+def _finish(tracker: GeneralTracker, status: str) -> None:
+    tracker.finish()
+
+
+def _end_of_wandb(tracker: GeneralTracker, status: str) -> None:
+    tracker.tracker.finish(exit_code=int(status == "failed"))
+
+
+def _end_of_mlflow(tracker: GeneralTracker, status: str) -> None:
+    from mlflow import end_run
+
+    end_run({"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED"))
+
+
 @dataclass(frozen=True)
 class Kind:
-    """How a tracker is opened: what its class is given for a run's name, folder and first step."""
+    """How a tracker is opened and closed.
+
+    `given` is what its class gets, from a run's name, folder and first step. `end` is told how the run ended, in the
+    words of `Record.status`, which trackers with such words pass on. `offline` helps where it cannot start.
+    """
 
     given: Callable[[str, Path, int], dict[str, Any]]
+    end: Callable[[GeneralTracker, str], None] = _finish
     offline: str = ""
-    """What helps where it cannot start."""
 
 
 KINDS: dict[str, Kind] = {
@@ -49,11 +67,13 @@ KINDS: dict[str, Kind] = {
             "id": os.environ.get("WANDB_RUN_ID", Record(output).info.get("id")),
             "resume": "allow",
         },
+        _end_of_wandb,
         offline="; WANDB_MODE=offline keeps everything in the run's folder",
     ),
     "trackio": Kind(lambda name, output, start: {"run_name": PROJECT, "name": name, "resume": "allow"}),
     "mlflow": Kind(
         lambda name, output, start: {"experiment_name": PROJECT, "run_name": name},
+        _end_of_mlflow,
         offline="; MLFLOW_TRACKING_URI says where to",
     ),
 }
@@ -102,11 +122,11 @@ class Trackers:
     def log(self, prefix: str, step: int, figures: Figures) -> None:
         """Send the figures of a step under `prefix/NAME`."""
         values = {f"{prefix}/{name}": value for name, value in figures.items() if name != "step" and _finite(value)}
-        self._each(lambda tracker: tracker.log(values, step=step))
+        self._each(lambda name, tracker: tracker.log(values, step=step))
 
-    def close(self) -> None:
-        """Let every tracker finish what it has."""
-        self._each(lambda tracker: tracker.finish())
+    def close(self, status: str = "finished") -> None:
+        """Let every tracker finish what it has, of a run that ended so."""
+        self._each(lambda name, tracker: KINDS[name].end(tracker, status))
         self.open = {}
         threading.excepthook = self.hook
 
@@ -115,10 +135,10 @@ class Trackers:
         if type(raised.thread).__module__.partition(".")[0] not in KINDS:
             self.hook(raised)
 
-    def _each(self, do: Callable[[GeneralTracker], None]) -> None:
+    def _each(self, do: Callable[[str, GeneralTracker], None]) -> None:
         for name, tracker in list(self.open.items()):
             try:
-                do(tracker)
+                do(name, tracker)
             except Exception as error:  # whatever a tracker raises
                 del self.open[name]
                 self.say(f"the tracker {name} failed and is off from now on; metrics.jsonl goes on: {cause(error)}")

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +105,42 @@ def test_a_tracker_whose_own_thread_fails_says_so_in_a_line(
     said = run(tiny, tmp_path, track="tensorboard")
     assert said.count("the tracker tensorboard failed and is off from now on") == 1 and "No space left" in said
     assert "Traceback" not in capfd.readouterr().err and threading.excepthook is before
+
+
+@pytest.mark.parametrize(("flags", "status"), [({}, "FINISHED"), ({"lr": 1e30, "max_grad_norm": 1e30}, "FAILED")])
+def test_mlflow_says_how_a_run_ended(
+    flags: dict[str, Any], status: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with nullcontext() if status == "FINISHED" else pytest.raises(GroError, match="E902"):
+        run(tiny, tmp_path, track="mlflow", **flags)
+    (found,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert found.info.status == status
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "interrupted"])
+def test_a_tracker_is_told_how_the_run_ended(status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Any] = []
+    told = {"finished": 0, "failed": 1, "interrupted": 0}, {"failed": "FAILED", "interrupted": "KILLED"}
+
+    class Opened(tracking.GeneralTracker):
+        name = "wandb"
+        requires_logging_directory = False
+        tracker = SimpleNamespace(finish=lambda exit_code: ends.append(exit_code))
+
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(end_run=ends.append))
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Opened)
+    settings = RunSettings(method="dpo", steps=1, batch=1, lr=1.0)
+    tracking.Trackers(["wandb", "mlflow"], tmp_path, settings, 0, print).close(status)
+    assert ends == [told[0][status], told[1].get(status, "FINISHED")]
 
 
 def test_a_tracker_that_cannot_start_is_told_before_the_first_step(
