@@ -15,8 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grolang.compiler.execute import Run, _discounted, _reduced, _unreduced
+from grolang.compiler.execute import Run
 from grolang.compiler.program import MAIN, Step
+from grolang.compiler.reductions import discounted, reduced, unreduced
 from grolang.language.scopes import Scope
 
 
@@ -74,15 +75,13 @@ class _Doubt(Run):
             case "reduce":
                 return super()._step(replace(step, detail=("sum", *step.detail[1:])))
             case "to_go" | "so_far":
-                return _discounted(
-                    args[0], torch.ones_like(args[1]), self._in(step.world), backward=step.op == "so_far"
-                )
+                return discounted(args[0], torch.ones_like(args[1]), self._in(step.world), backward=step.op == "so_far")
             case "unreduce":
                 index, there = self._children(step, self.program.steps[step.args[1]].scope)
                 x, out, adjoint = args[:3]
-                either = (out + adjoint).reshape(-1) + _reduced("sum", x, index, there, ())
+                either = (out + adjoint).reshape(-1) + reduced("sum", x, index, there, ())
                 either = torch.where(_zero(adjoint, numbers[2]).reshape(-1), 0, either)
-                return _unreduced("sum", x, out, either, index, there, ())
+                return unreduced("sum", x, out, either, index, there, ())
             case "choose":
                 condition, then, otherwise = args
                 taken = torch.where(numbers[0] != 0, then, otherwise)

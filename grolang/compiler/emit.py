@@ -170,13 +170,13 @@ def _value(program: Program, step: Step, names: dict[int, str]) -> str:
         case "reduce":
             tail = "" if step.scope > Scope.BATCH else ".reshape(())"
             more = "".join(f", [{q}]" for q in bare[1:])
-            return f'_reduced("{step.detail[0]}", {bare[0]}, *{_children(step, step.scope, at)}{more}){tail}'
+            return f'reduced("{step.detail[0]}", {bare[0]}, *{_children(step, step.scope, at)}{more}){tail}'
         case "unreduce":
             parent = program.steps[step.args[1]].scope
             more = "".join(f", [{q}]" for q in bare[3:])
-            return f'_unreduced("{step.detail[0]}", {", ".join(bare[:3])}, *{_children(step, parent, at)}{more})'
+            return f'unreduced("{step.detail[0]}", {", ".join(bare[:3])}, *{_children(step, parent, at)}{more})'
         case "to_go" | "so_far":
-            return f"_discounted({bare[0]}, {bare[1]}, {at}, backward={step.op == 'so_far'})"
+            return f"discounted({bare[0]}, {bare[1]}, {at}, backward={step.op == 'so_far'})"
         case op if op in PAIRED:
             return f'{tensors[0]}[pair_rows(at, batch["label"][rows], "{step.op}")]'
         case "swapped":

@@ -117,3 +117,21 @@ class Layout:
             present = (present[:, :, None] & of_token[mates]).flatten(1)
             mates = tokens[mates].flatten(1)
         return mates, present
+
+
+def whole_pairs(layout: Layout, label: Tensor) -> Tensor:
+    """Whether each group is a pair [G]: one sequence with label +1 and one with label -1."""
+    index, there = layout.children(Scope.SEQUENCE, Scope.GROUP)
+    return (there.sum(1) == 2) & ((there & (label[index] > 0)).sum(1) == 1)
+
+
+def pair_rows(layout: Layout, label: Tensor, op: str) -> Tensor:
+    """The row of each pair's chosen or rejected response [G], or of each row's opposite [R]."""
+    index, _ = layout.children(Scope.SEQUENCE, Scope.GROUP)
+    good = label[index] > 0
+    chosen = index.gather(1, good.long().argmax(1, keepdim=True))[:, 0]
+    rejected = index.gather(1, (~good).long().argmax(1, keepdim=True))[:, 0]
+    if op != "opposite":
+        return chosen if op == "chosen" else rejected
+    group = layout.groups[1]
+    return torch.where(label > 0, rejected[group], chosen[group])

@@ -23,7 +23,7 @@ from grolang.language.source import heading
 OWN_NAMES = frozenset(  # a text, since a list would take a line a word
     """batch mask dtype number rows at other whole row slot held torch F Tensor IntEnum Scope Layout cached_property
     loss coefficients pair_rows whole_pairs float dict annotations bool ValueError Iterable _chain _sign _alike
-    _reduced _mean _neighbours _unreduced _discounted""".split()  # noqa: SIM905
+    reduced _mean _neighbours unreduced discounted""".split()  # noqa: SIM905
 )
 
 _FILE = '''"""{name}: {title}
@@ -180,10 +180,12 @@ def _helpers(program: Program, body: str) -> str:
     """The classes and functions that the body uses, in turn with what they use, cut down to that."""
     steps = [program.steps[index] for index in program.reachable("coefficient")]
     reductions = {str(step.detail[0]) for step in steps if step.op in ("reduce", "unreduce")}
-    functions = {name: _cases(text, reductions) for name, text in _definitions("execute.py").items()}
+    texts = _definitions("layout.py") | _definitions("execute.py") | _definitions("reductions.py")
+    whole = texts.pop("Layout")
+    functions = {name: _cases(text, reductions) for name, text in texts.items()}
     wanted = _reached(functions, body)
     rest = [functions[name] for name in functions if name in wanted]
-    layout = _class(_definitions("layout.py")["Layout"], "\n".join([body, *rest]))
+    layout = _class(whole, "\n".join([body, *rest]))
     scope = _class(_definitions("scopes.py", "grolang.language")["Scope"], "")
     return "\n\n\n".join([scope, layout, *rest])
 

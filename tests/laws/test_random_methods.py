@@ -281,8 +281,8 @@ def test_the_fast_suite_uses_every_word_of_the_language() -> None:
 MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "std divides by N - 1": lambda patch: patch.setattr(
         execute,
-        "_reduced",
-        lambda f, *rest, _was=execute._reduced: _was({"std": "sample_std"}.get(f, f), *rest),
+        "reduced",
+        lambda f, *rest, _was=execute.reduced: _was({"std": "sample_std"}.get(f, f), *rest),
     ),
     "others include the sequence itself": lambda patch: patch.setattr(
         Layout, "_others", lambda self, child: _with_itself(self, child)
@@ -306,8 +306,8 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "position counts slots": lambda patch: patch.setattr(Layout, "position", property(lambda self: self.places[1])),
     "reward to go is not discounted": lambda patch: patch.setattr(
         execute,
-        "_discounted",
-        lambda x, g, *rest, _was=execute._discounted, **more: _was(x, torch.ones_like(g), *rest, **more),
+        "discounted",
+        lambda x, g, *rest, _was=execute.discounted, **more: _was(x, torch.ones_like(g), *rest, **more),
     ),
 }
 

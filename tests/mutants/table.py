@@ -226,6 +226,37 @@ MUTANTS: tuple[Mutant, ...] = (
     *_rows(
         "grolang/compiler/execute.py",
         (
+            "zero_advantage_times_inf",
+            "0 times an infinite weight is not a number again",
+            "return torch.where(a == 0, torch.zeros_like(a), a * b)",
+            "return a * b",
+            f"{CORNERS} {CHOICES}",
+        ),
+        (
+            "less_at_equality",
+            "`<` holds at equality",
+            '"less": _truth(torch.lt),',
+            '"less": _truth(torch.le),',
+            f"{FUNCTIONS} {RANDOM}",
+        ),
+        (
+            "stale_values",
+            "values of the last chunk's log-probs are kept for the next",
+            "for index in self.program.current:\n            self.values.pop(index, None)",
+            "for index in ():\n            self.values.pop(index, None)",
+            PATHS,
+        ),
+        (
+            "padding_counts",
+            "a padding row counts as a sequence",
+            "rows = batch.mask.any(1).nonzero()[:, 0]",
+            "rows = torch.arange(len(batch.mask), device=batch.mask.device)",
+            ORACLE,
+        ),
+    ),
+    *_rows(
+        "grolang/compiler/reductions.py",
+        (
             "std_swapped",
             "population and sample standard deviation swapped",
             'torch.sqrt(distance.square().sum(1) / (count if function == "std" else count - 1))',
@@ -267,6 +298,9 @@ MUTANTS: tuple[Mutant, ...] = (
             "    return F.pad(table, (0, 1))[row, position + 1]\n",
             f"{ORACLE} {RANDOM}",
         ),
+    ),
+    *_rows(
+        "grolang/compiler/layout.py",
         (
             "chosen_is_rejected",
             "`chosen` and `rejected` swapped",
@@ -281,37 +315,6 @@ MUTANTS: tuple[Mutant, ...] = (
             "return torch.where(label > 0, chosen[group], rejected[group])",
             ORACLE,
         ),
-        (
-            "zero_advantage_times_inf",
-            "0 times an infinite weight is not a number again",
-            "return torch.where(a == 0, torch.zeros_like(a), a * b)",
-            "return a * b",
-            f"{CORNERS} {CHOICES}",
-        ),
-        (
-            "less_at_equality",
-            "`<` holds at equality",
-            '"less": _truth(torch.lt),',
-            '"less": _truth(torch.le),',
-            f"{FUNCTIONS} {RANDOM}",
-        ),
-        (
-            "stale_values",
-            "values of the last chunk's log-probs are kept for the next",
-            "for index in self.program.current:\n            self.values.pop(index, None)",
-            "for index in ():\n            self.values.pop(index, None)",
-            PATHS,
-        ),
-        (
-            "padding_counts",
-            "a padding row counts as a sequence",
-            "rows = batch.mask.any(1).nonzero()[:, 0]",
-            "rows = torch.arange(len(batch.mask), device=batch.mask.device)",
-            ORACLE,
-        ),
-    ),
-    *_rows(
-        "grolang/compiler/layout.py",
         (
             "others_with_self",
             "`over others` takes the sequence itself in",

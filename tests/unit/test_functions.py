@@ -14,8 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import grolang
+from grolang.compiler import reductions
 from grolang.compiler.emit import emit
-from grolang.compiler.execute import ELEMENTWISE, _reduced
+from grolang.compiler.execute import ELEMENTWISE
 from grolang.compiler.method import from_source
 from grolang.language import intervals
 from grolang.language.diagnostics import GroError
@@ -398,7 +399,7 @@ def test_a_rising_reduction_rises_in_every_value(name: str, values: list[float],
     def reduced(numbers: list[float]) -> float:
         index, there = torch.arange(len(numbers))[None], torch.ones(1, len(numbers), dtype=torch.bool)
         q = [torch.tensor(0.3, dtype=torch.float64)] if name == "quantile" else []
-        return float(_reduced(name, torch.tensor(numbers, dtype=torch.float64), index, there, q))
+        return float(reductions.reduced(name, torch.tensor(numbers, dtype=torch.float64), index, there, q))
 
     moved = list(values)
     moved[place % len(values)] += more
@@ -426,7 +427,7 @@ def test_infinities_are_values(name: Reduction, values: list[float], expected: f
     more = [torch.tensor(0.5, dtype=torch.float64)] if name == "quantile" else []
     for order in itertools.permutations(values):
         index, there = torch.arange(len(order))[None], torch.ones(1, len(order), dtype=torch.bool)
-        found = float(_reduced(name, torch.tensor(order, dtype=torch.float64), index, there, more))
+        found = float(reductions.reduced(name, torch.tensor(order, dtype=torch.float64), index, there, more))
         assert found == pytest.approx(expected, nan_ok=True)
         with np.errstate(invalid="ignore"):
             read = float(reduce_values(name, [np.float64(value) for value in order], 0.5))

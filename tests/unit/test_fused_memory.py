@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from grolang.compiler.fused import Head, attach, factored_pass, single_pass
+from grolang.compiler.fused.products import onednn_is_exact
 
 torch.set_num_threads(1)
 
@@ -117,6 +118,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        onednn_is_exact()  # tried once in a process, by products that are no pass's
         self.cost = 0.0
 
     def __torch_dispatch__(
