@@ -87,20 +87,25 @@ class Forming:
     ) -> Pass:
         """Gradients of hidden [n, D] and the head, from the tokens `at` [n] alone; whole units of them, together."""
         run, plan = self.run, self.plan
-        output = "scale" if plan.kind == "factored" else "coefficient"
+        weights = run.per_token("weight")[at] if plan.kind == "factored" and len(at) else None
+        if weights is not None and not bool(torch.isfinite(weights).all()):
+            weights = None  # where s is 0 c may be 0 all the same: such a batch is formed as one that does not factor
+        output = "coefficient" if weights is None else "scale"
 
         def evaluate(rows: slice, logp: Tensor, entropy: Tensor | None) -> Tensor:
             self._learn(at[rows], logp, entropy)
             return run.per_token(output)[at[rows]].to(logp.dtype)
 
         asked = self.entropy is not None
-        row_kernel, whole = self._kernel(at) if kernels and launch.usable(hidden, head.weight) else (None, False)
+        row_kernel, whole = None, False
+        if kernels and launch.usable(hidden, head.weight):
+            inlined = "coefficient" if plan.unit is Scope.TOKEN else "weight" if weights is not None else None
+            row_kernel, whole = self._kernel(at, inlined)
         if plan.unit is Scope.TOKEN:
             weigh = None if whole else evaluate
             made = single_pass(hidden, head, targets, weigh, kernel=row_kernel, entropy=asked, budget=budget)
             self._learn(at, made.rows.logp, made.rows.entropy)
             return made
-        weights = run.per_token("weight")[at] if plan.kind == "factored" and len(at) else None
         unit, part = (run.layout.parent(Scope.TOKEN, scope)[at] for scope in (plan.unit, plan.part))
         return factored_pass(
             hidden,
@@ -125,10 +130,9 @@ class Forming:
         )
         return int(counts.max()) > row_limit(hidden, head, budget)
 
-    def _kernel(self, at: Tensor) -> tuple[RowKernel, bool]:
-        """The method's generated row kernel for the tokens `at`, and whether it makes their coefficients."""
+    def _kernel(self, at: Tensor, output: str | None) -> tuple[RowKernel, bool]:
+        """The generated row kernel of an output for the tokens `at`, and whether it makes their coefficients."""
         program, run = self.plan.program, self.run
-        output = {"factored": "weight", "free": None}.get(self.plan.kind, "coefficient")
         if output is not None and self.entropy is None and ("entropy", MAIN) in program.loads(output):
             output = None  # the batch brings entropies, and a kernel knows none but those of its rows
         found = None if output is None else kernel(program, output)

@@ -200,7 +200,7 @@ def _power_of_positive(a: Interval, b: Interval) -> Interval:
     for x in (a.low, a.high):
         for n in (b.low, b.high):
             try:
-                ends.append(x**n)
+                ends.append(float(x) ** n)  # a whole power of whole numbers would be exact, however long
             except (OverflowError, ZeroDivisionError):
                 ends.append(INF)
     if any(math.isnan(end) for end in ends):

@@ -396,3 +396,14 @@ def test_an_infinite_exponent_is_checked_without_a_crash(words: str) -> None:
     except grolang.GroError:
         return
     assert torch.isfinite(found).all()
+
+
+def test_a_weight_of_infinity_where_the_advantage_is_0_gives_no_gradient() -> None:
+    """c = s · w with s = υ = 0 in the end and w = log(0) beforehand: 0, not 0 · ∞."""
+    method = method_of("data prompts\nscore correct\nadvantage = max(mean(logp over batch), 0)\ncredit = log(correct)")
+    assert method.schedule.kind == "factored"
+    batch = make(scores={"correct": torch.zeros(S, dtype=torch.float64)})
+    assert not method.coefficients(batch).any()
+    hidden = torch.randn(S, T, 3, dtype=torch.float64, requires_grad=True)
+    module_loss(method, batch, hidden=hidden).backward()
+    assert hidden.grad is not None and not hidden.grad.any()
