@@ -82,7 +82,7 @@ def _source(run: Run, index: int, place: int) -> tuple[int, int]:
     while step.op == "spread":
         index, scope = step.args[0], step.scope
         inner = run.program.steps[index].scope
-        place = int(run._in(step.world).parent(scope, inner)[place])
+        place = int(run.layout_of(step.world).parent(scope, inner)[place])
         step = run.program.steps[index]
     return index, place
 
@@ -103,7 +103,7 @@ def _first_bad(value: Tensor) -> int:
 def _place(run: Run, index: int, place: int) -> str:
     """in group 3; in row 5; at token 2 of row 5."""
     step = run.program.steps[index]
-    layout = run._in(step.world)
+    layout = run.layout_of(step.world)
     if step.scope is Scope.GROUP:
         return f" in group {int(run.layout.groups[0][place])}"
     if step.scope is Scope.SEQUENCE:
@@ -117,7 +117,7 @@ def _place(run: Run, index: int, place: int) -> str:
 def _rows(run: Run, index: int, place: int) -> tuple[int, ...]:
     """The rows of the batch that a value belongs to."""
     step = run.program.steps[index]
-    layout = run._in(step.world)
+    layout = run.layout_of(step.world)
     if step.scope is Scope.GROUP:
         return tuple(layout.rows[run.layout.groups[1] == place].tolist())
     if step.scope is Scope.SEQUENCE:

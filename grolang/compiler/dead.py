@@ -75,7 +75,9 @@ class _Doubt(Run):
             case "reduce":
                 return super()._step(replace(step, detail=("sum", *step.detail[1:])))
             case "to_go" | "so_far":
-                return discounted(args[0], torch.ones_like(args[1]), self._in(step.world), backward=step.op == "so_far")
+                return discounted(
+                    args[0], torch.ones_like(args[1]), self.layout_of(step.world), backward=step.op == "so_far"
+                )
             case "unreduce":
                 index, there = self._children(step, self.program.steps[step.args[1]].scope)
                 x, out, adjoint = args[:3]

@@ -8,6 +8,7 @@ derivative is infinite, so the branch that `A if C else B` does not take never s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial, reduce
 from typing import Protocol, TypeVar
 
 from lark import Token, Tree
@@ -60,22 +61,11 @@ def _shares(build: Builder, index: int, adjoint: int, live: set[int]) -> list[tu
             return [(args[0], _gathered(build, adjoint, step.scope, build[args[0]].scope))]
         case "reduce":
             return [(args[0], _unreduced(build, index, adjoint))]
-        case "opposite":
-            return [
-                (
-                    args[0],
-                    build.emit("opposite", [build.spread(adjoint, Scope.SEQUENCE)], scope=Scope.SEQUENCE),
-                )
-            ]
-        case "swapped":
-            place = build.spread(adjoint, Scope.COMPARISON)
-            return [(args[0], build.emit("swapped", [place], scope=Scope.COMPARISON))]
+        case "opposite" | "swapped":  # each is its own inverse
+            return [(args[0], build.emit(step.op, [build.spread(adjoint, step.scope)], scope=step.scope))]
         case "chosen" | "rejected":
-            mine = build.apply(
-                "greater" if step.op == "chosen" else "less",
-                build.load("label", Scope.SEQUENCE),
-                build.number(0),
-            )
+            sign = "greater" if step.op == "chosen" else "less"
+            mine = build.apply(sign, build.load("label", Scope.SEQUENCE), build.number(0))
             return [(args[0], build.apply("choose", mine, adjoint, build.number(0)))]
         case "to_go":
             place = build.spread(adjoint, Scope.TOKEN)
@@ -139,14 +129,8 @@ def _written(algebra: Algebra[Value], tree: Tree[Token], names: Mapping[str, Val
             then, condition, otherwise = below
             return algebra.apply("choose", condition, then, otherwise)
         case "comparison":
-            pairs = [
-                algebra.apply(BINARY[str(sign)].name, left, right)
-                for left, right, sign in zip(below, below[1:], children[1::2])
-            ]
-            held = pairs[0]
-            for pair in pairs[1:]:
-                held = algebra.apply("and", held, pair)
-            return held
+            signs = [BINARY[str(sign)].name for sign in children[1::2]]
+            return reduce(partial(algebra.apply, "and"), map(algebra.apply, signs, below, below[1:]))
         case "call":
             return algebra.apply(str(children[0]), *below)
         case rule:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -95,7 +96,6 @@ class Run:
         self.device = batch.mask.device
         rows = batch.mask.any(1).nonzero()[:, 0]
         self.layout = Layout(batch.mask, batch.group, rows)
-        self._mismatched: Layout | None = None
         self._pairs: dict[str, Tensor] = {}
         self._current: dict[str, Tensor] = {}
         self._arbitrary = arbitrary
@@ -149,7 +149,9 @@ class Run:
                     value = math.copysign(math.inf, value)
                 return torch.full((), value, dtype=self.dtype, device=self.device)  # a GPU is not waited for
             case "load" if str(step.detail[0]).startswith("any ") and self._arbitrary is not None:
-                drawn = self._arbitrary(f"{step.detail[0]} {step.world}", self._size(self._in(step.world), step.scope))
+                drawn = self._arbitrary(
+                    f"{step.detail[0]} {step.world}", self._size(self.layout_of(step.world), step.scope)
+                )
                 return drawn.to(self.dtype).reshape(() if step.scope <= Scope.BATCH else (-1,))
             case "load":
                 return self._load(str(step.detail[0]), step.world)
@@ -157,7 +159,7 @@ class Run:
                 return self._count(step)
             case "spread":
                 scope = self.program.steps[step.args[0]].scope
-                return self._spread(args[0], scope, step.scope, self._in(step.world))
+                return self._spread(args[0], scope, step.scope, self.layout_of(step.world))
             case "reduce":
                 if step.detail[0] == "quantile" and not 0 <= float(args[1]) <= 1:
                     message = f"the `q` of a quantile lies between 0 and 1, not {float(args[1]):g}"
@@ -171,7 +173,7 @@ class Run:
                 index, there = self._children(step, parent)
                 return unreduced(str(step.detail[0]), args[0], args[1], args[2], index, there, args[3:])
             case "to_go" | "so_far":
-                return discounted(args[0], args[1], self._in(step.world), backward=step.op == "so_far")
+                return discounted(args[0], args[1], self.layout_of(step.world), backward=step.op == "so_far")
             case "opposite" | "chosen" | "rejected":
                 return args[0][self._pair(step.op)]
             case "swapped":
@@ -179,17 +181,19 @@ class Run:
             case op:
                 return ELEMENTWISE[op](*args)
 
-    def _in(self, world: str) -> Layout:
-        if world == MAIN:
-            return self.layout
-        if self._mismatched is None:
-            self._mismatched = Layout(self._other().mask, None, self.layout.rows)
-        return self._mismatched
+    def layout_of(self, world: str) -> Layout:
+        """Of the batch itself, or of the mismatched completions."""
+        return self.layout if world == MAIN else self._mismatched
 
-    def _other(self) -> Batch:
-        if self.batch.mismatched is None:
+    @cached_property
+    def _mismatched(self) -> Layout:
+        return Layout(self._batch(MISMATCHED).mask, None, self.layout.rows)
+
+    def _batch(self, world: str) -> Batch:
+        found = self.batch if world == MAIN else self.batch.mismatched
+        if found is None:
             raise self.missing("mismatched")
-        return self.batch.mismatched
+        return found
 
     def missing(self, name: str, prefix: str = "") -> GroError:
         supplier = _SUPPLIERS.get(name, f"the score function `{name.removeprefix('greedy ')}`")
@@ -202,8 +206,7 @@ class Run:
         return GroError.plain(message, help=f"pass it to Batch(…); it comes from {supplier}", code="E901")
 
     def _load(self, name: str, world: str) -> Tensor:
-        layout = self._in(world)
-        batch = self.batch if world == MAIN else self._other()
+        layout, batch = self.layout_of(world), self._batch(world)
         if name == "position":
             return layout.position.to(self.dtype)
         if name == "last token":
@@ -229,7 +232,7 @@ class Run:
         return values
 
     def _count(self, step: Step) -> Tensor:
-        layout = self._in(step.world)
+        layout = self.layout_of(step.world)
         if step.scope <= Scope.BATCH:
             return torch.full((), self._size(layout, step.child), dtype=self.dtype, device=self.device)
         self.need_groups(step.scope, step.child)
@@ -254,7 +257,7 @@ class Run:
 
     def _children(self, step: Step, parent: Scope) -> tuple[Tensor, Tensor]:
         self.need_groups(parent, step.child, Scope.GROUP if step.others else step.child)
-        index, there = self._in(step.world).children(step.child, parent, step.others)
+        index, there = self.layout_of(step.world).children(step.child, parent, step.others)
         if step.others and not bool(there.any(1).all()):
             alone = int((~there.any(1)).nonzero()[0, 0])
             ids, group = self.layout.groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from grolang.compiler.derivative import gradient
-from grolang.compiler.program import MAIN, MISMATCHED, Builder, Program
+from grolang.compiler.program import GREEDY, MAIN, MISMATCHED, Builder, Program
 from grolang.compiler.verify import verified
 from grolang.language import ir
 from grolang.language.declarations import room_to_nest
@@ -29,13 +29,12 @@ class Lowering:
         self.builder = builder or Builder()
         self.exchanges = exchanges or {}
         self.owner = owner or self
-        self._done: dict[tuple[str, str, bool], int] = {}
+        self._done: dict[tuple[str, str], int] = {}
         self._arguments: dict[str, int] = {}
-        self._greedy = False
 
     def component(self, name: str, world: str = MAIN) -> int:
         """A definition or component."""
-        key = (name, world, self._greedy)
+        key = (name, world)
         if key not in self._done:
             self._done[key] = self.expression(self.method.definitions[name].body, world)
         return self._done[key]
@@ -43,8 +42,8 @@ class Lowering:
     def names(self) -> dict[int, str]:
         """The steps that are a definition, by its name; an alias keeps the first."""
         found: dict[int, str] = {}
-        for (name, world, greedy), index in self._done.items():
-            own = world == MAIN and not greedy and self.method.definitions[name].given
+        for (name, world), index in self._done.items():
+            own = world == MAIN and self.method.definitions[name].given
             if own and self.builder[index].op not in ("const", "param", "load"):
                 found.setdefault(index, name)
         return found
@@ -75,7 +74,7 @@ class Lowering:
                 return self.component(expr.name, world)
             case ir.Argument():
                 return self._arguments[expr.name]
-            case ir.Arbitrary() if self._greedy and expr.scope is Scope.SEQUENCE:
+            case ir.Arbitrary() if world == GREEDY and expr.scope is Scope.SEQUENCE:
                 return build.load(f"any {expr.span.start} greedy", Scope.GROUP)  # the greedy completion is no row
             case ir.Arbitrary():
                 return build.load(f"any {expr.span.start}", expr.scope, world)
@@ -93,23 +92,17 @@ class Lowering:
                 return build.count(Scope.TOKEN, Scope.SEQUENCE, world)
             case "group_size":
                 return build.count(Scope.SEQUENCE, Scope.GROUP)
-            case "logp_old" if world == MAIN and "demonstrations" in self.method.data:
+            case "logp_old" if world != MISMATCHED and "demonstrations" in self.method.data:
                 return self._old_policy()
-            case name if self._greedy and name in self.method.scores:
+            case name if world == GREEDY and name in self.method.scores:
                 return build.load(f"greedy {name}", Scope.SEQUENCE)
             case name:
                 return build.load(name, expr.scope, world)
 
     def _exchanged(self, expr: ir.Expr, world: str) -> int:
         """An observable's stand-in, made of the batch's own observables."""
-        owner, greedy = self.owner, self.owner._greedy
-        owner._greedy = self._greedy
-        try:
-            made = owner.expression(expr, world)
-        finally:
-            owner._greedy = greedy
+        build, made = self.builder, self.owner.expression(expr, world)
         # A stand-in is a number: `logp` is live in penalties and losses only.
-        build = self.builder
         return build.emit("stop", [made], scope=build[made].scope, world=world) if expr.live else made
 
     def _old_policy(self) -> int:
@@ -123,7 +116,7 @@ class Lowering:
 
     def _reduce(self, expr: ir.Reduce, world: str) -> int:
         if expr.arguments[0].scope is Scope.COMPARISON:
-            return self._compare(expr)
+            return self._compare(expr, world)
         value, *more = (self.expression(argument, world) for argument in expr.arguments)
         # A group's value over the batch counts once for each of the group's sequences.
         child = max(expr.arguments[0].scope, Scope.SEQUENCE)
@@ -132,25 +125,25 @@ class Lowering:
             expr.function, value, child, parent, *more, others=expr.axis == "others", world=world
         )
 
-    def _compare(self, expr: ir.Reduce) -> int:
+    def _compare(self, expr: ir.Reduce, world: str) -> int:
         """Over the others of a value that `own` is part of."""
-        value, *more = self._versus(expr.arguments[0]), *(self.expression(q) for q in expr.arguments[1:])
+        value, *more = self._versus(expr.arguments[0], world), *(self.expression(q) for q in expr.arguments[1:])
         return self.builder.reduce(expr.function, value, Scope.COMPARISON, Scope.SEQUENCE, *more, others=True)
 
-    def _versus(self, expr: ir.Expr) -> int:
+    def _versus(self, expr: ir.Expr, world: str) -> int:
         """At each comparison: what is `own` is that of the sequence itself, the rest that of the other one."""
         build = self.builder
         before, build.span = build.span, expr.span
         try:
             if expr.scope < Scope.COMPARISON:
-                value = self.expression(expr)
+                value = self.expression(expr, world)
                 if build[value].scope < Scope.SEQUENCE:
                     return value
                 return build.emit("swapped", [build.spread(value, Scope.COMPARISON)], scope=Scope.COMPARISON)
             assert isinstance(expr, ir.Call), "bug in grolang: no comparison is a name"
             if expr.function == "own":
-                return build.spread(self.expression(expr.arguments[0]), Scope.COMPARISON)
-            args = [self._versus(argument) for argument in expr.arguments]
+                return build.spread(self.expression(expr.arguments[0], world), Scope.COMPARISON)
+            args = [self._versus(argument, world) for argument in expr.arguments]
             if expr.function == "sg":
                 return build.emit("stop", args, scope=Scope.COMPARISON)
             return build.apply(expr.function, *args)
@@ -164,11 +157,7 @@ class Lowering:
                 value = self.expression(expr.arguments[0], MISMATCHED)
                 return build.spread(value, Scope.SEQUENCE)
             case "greedy":
-                before, self._greedy = self._greedy, True
-                try:
-                    return self.expression(expr.arguments[0], world)
-                finally:
-                    self._greedy = before
+                return self.expression(expr.arguments[0], GREEDY)
         args = [self.expression(argument, world) for argument in expr.arguments]
         match expr.function:
             case "sg":

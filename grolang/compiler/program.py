@@ -16,8 +16,11 @@ from grolang.language.functions import FUNCTIONS
 from grolang.language.scopes import Scope
 from grolang.language.source import Span
 
-#: where tokens live: the batch itself, or the completions under another prompt
+#: what values are of: the batch itself, or the completions under another prompt
 MAIN, MISMATCHED = "batch", "mismatched"
+
+#: the greedy completion while an expression is written; it is no row: its scores are numbers of the batch itself
+GREEDY = "greedy"
 
 #: steps that are defined only where every group is a pair, one label of each sign (E904 otherwise)
 PAIRED = ("opposite", "chosen", "rejected")
@@ -131,7 +134,7 @@ class Builder:
         scope: Scope,
         world: str = MAIN,
     ) -> int:
-        step = Step(op, tuple(args), detail, scope, world, self.span)
+        step = Step(op, tuple(args), detail, scope, MAIN if world == GREEDY else world, self.span)
         if step not in self._known:
             self._known[step] = len(self.steps)
             self.steps.append(step)
@@ -168,7 +171,6 @@ class Builder:
 
         What is the same at all places of a coarser one is computed once there and spread.
         """
-        args = tuple(args)
         if (short := self._vanished(function, args)) is not None:
             return short
         scope = max((self.steps[index].scope for index in args), default=Scope.CONST)
@@ -272,9 +274,8 @@ def described(program: Program) -> str:
     for index in order:
         step = program.steps[index]
         words = [str(part) if isinstance(part, str) else f"{part:g}" for part in step.detail if part != ""]
-        symbol = FUNCTIONS[step.op].name if step.op in FUNCTIONS else step.op
         world = " of the mismatched completions" if step.world == MISMATCHED and step.op == "load" else ""
         inner = ", ".join([*words, *(shown[arg] for arg in step.args)])
-        lines.append(f"{shown[index]:>5} = {symbol}({inner}) : {step.scope.word}{world}")
+        lines.append(f"{shown[index]:>5} = {step.op}({inner}) : {step.scope.word}{world}")
     lines += [f"{name} → {shown[index]}" for name, index in program.outputs.items()]
     return "\n".join(lines)

@@ -211,8 +211,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "chosen_rejected_adjoints",
             "the gradient of `chosen` goes to the rejected response",
-            '"greater" if step.op == "chosen" else "less",',
-            '"less" if step.op == "chosen" else "greater",',
+            'sign = "greater" if step.op == "chosen" else "less"',
+            'sign = "less" if step.op == "chosen" else "greater"',
             DERIVATIVES,
         ),
         (
