@@ -92,10 +92,10 @@ def _completed(prompts: Together, sampler: Sampler, samples: int) -> tuple[Compl
     places = [*drawn, *((at, None) for at in range(len(examples)))]
     records = [examples[at].record for at, _ in places]
     texts = [sampler.text(record, one.ids) for record, one in zip(records, found, strict=True)]
-    scores = sampler.score(records, texts, [one.ids for one in found])
+    scored = sampler.scoring(records, texts, [one.ids for one in found])
     return tuple(
-        Completion(examples[at], number, one.ids, one.finished, marks)
-        for (at, number), one, marks in zip(places, found, scores, strict=True)
+        Completion(examples[at], number, one.ids, one.finished, marks.scores)
+        for (at, number), one, marks in zip(places, found, scored, strict=True)
     )
 
 

@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
+
+from grolang.runtime.processes import anywhere
 
 SAID = b"\nstopping after this step and saving; press Ctrl-C again to stop at once\n"
 
@@ -25,11 +26,8 @@ class Interrupt:
     asked: bool = False
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether a stop was asked for in any process; those that hear of it at different moments agree on the step."""
-        if accelerator.num_processes == 1:
-            return self.asked
-        asked = torch.tensor(float(self.asked), device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum") > 0)
+        """Whether a stop was asked for in any process."""
+        return anywhere(accelerator, self.asked)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.metrics import step_figures
 from grolang.runtime.output import Outcome, describe, fingerprints, note, noted, open_output
+from grolang.runtime.processes import joined
 from grolang.runtime.progress import comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reference import store
@@ -35,7 +36,7 @@ from grolang.runtime.report import leave_report
 from grolang.runtime.sequences import Sample, Step
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.setup import Run, fresh_model, prepare
-from grolang.runtime.sharding import deepspeed, gathered, joined
+from grolang.runtime.sharding import deepspeed, gathered
 from grolang.runtime.tracking import chosen
 
 FAILED = 10  # batches of steps that were left out which are kept

@@ -35,12 +35,12 @@ from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.models import load_classifier, load_tokenizer, vocabulary, window
 from grolang.runtime.names import check_folder
 from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
+from grolang.runtime.processes import joined, share
 from grolang.runtime.progress import Screen, View, comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.reward_model import pad_of, rewards
-from grolang.runtime.scoring import share
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
-from grolang.runtime.sharding import joined, wanted
+from grolang.runtime.sharding import wanted
 from grolang.runtime.step import add_up
 
 APART, APART_MOST = 20, 256  # held out of data that comes without such rows: one pair in 20, and 256 at most

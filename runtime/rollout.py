@@ -9,11 +9,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from grolang.language.diagnostics import GroError
 from grolang.runtime.data import Record, is_conversation
 from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
+from grolang.runtime.processes import of_all, share
 from grolang.runtime.sampling import Drawn, Generator, Sampling
-from grolang.runtime.scoring import Scoring, counts, gathered, share
+from grolang.runtime.scoring import Scoring, counts
 from grolang.runtime.sequences import Sample
 
 
@@ -41,26 +41,15 @@ class Sampler:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def complete(self, prompts: Sequence[Ids], keys: Sequence[int] | None) -> list[Drawn]:
-        """A completion for each prompt, greedy without keys.
+        """A completion for each prompt, greedy without keys. Every process draws its share of them."""
+        rows = share(self.accelerator, len(prompts))
 
-        Every process draws its share of them; what one raises is raised in all, so that none waits for it.
-        """
-        rows, own, error = share(self.accelerator, len(prompts)), list[Drawn](), None
-        try:
+        def own() -> list[Drawn]:
             with self.around():
                 chosen = None if keys is None else keys[rows]
-                own = self.generate(prompts[rows], chosen, self.how, keep_logp=self.keep_logp)
-        except GroError as raised:
-            error = raised
-        every = gathered(self.accelerator, [(own, error)])
-        for _, failed in every:
-            if failed is not None:
-                raise failed
-        return [one for some, _ in every for one in some]
+                return self.generate(prompts[rows], chosen, self.how, keep_logp=self.keep_logp)
 
-    def score(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[dict[str, float]]:
-        """Every score of every completion, 0 where one failed."""
-        return [one.scores for one in self.scoring(records, texts, ids)]
+        return [one for some in of_all(self.accelerator, own) for one in some]
 
     def text(self, record: Record, ids: Ids) -> Any:
         """A completion as TRL gives it to a reward function: text, or one message after a conversation."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from grolang.language.diagnostics import GroError
 from grolang.runtime.data import Record
 from grolang.runtime.examples import Ids
+from grolang.runtime.processes import of_all, share
 from grolang.runtime.scores import Scored, Scorer, score
 
 
@@ -26,19 +25,12 @@ class Scoring:
     columns: tuple[str, ...] = ()  # of all files that rows come from
 
     def __call__(self, records: Sequence[Record], texts: Sequence[Any], ids: Sequence[Ids]) -> list[Scored]:
-        """Every score of every completion. What one process raises is raised in all of them: none waits for it."""
+        """Every score of every completion."""
         own = share(self.accelerator, len(records))
-        try:
-            told: list[Any] = [(*score(self.scorers, records[own], texts[own], ids[own], self.columns), None)]
-        except GroError as raised:
-            told = [([], [], raised)]
-        every = gathered(self.accelerator, told)
-        for _, _, error in every:
-            if error is not None:
-                raise error
-        if faults := [fault for _, some, _ in every for fault in some]:
+        every = of_all(self.accelerator, lambda: score(self.scorers, records[own], texts[own], ids[own], self.columns))
+        if faults := [fault for _, some in every for fault in some]:
             self.say(f"scores that failed: {len(faults)}; {faults[0]}")
-        return [one for found, _, _ in every for one in found]
+        return [one for found, _ in every for one in found]
 
     def skipped(self, groups: Sequence[int], scored: Sequence[Scored]) -> set[int]:
         """The groups that `--on-score-error skip` leaves out: one of their completions has no score."""
@@ -53,17 +45,3 @@ def counts(scored: Sequence[Scored]) -> dict[str, float]:
     absent = Counter(name for one in scored for name in one.absent)
     found = {f"rewards/{name}/failed": float(count) for name, count in failed.items()}
     return found | {f"rewards/{name}/none": float(count) for name, count in absent.items()}
-
-
-def share(accelerator: Accelerator, count: int) -> slice:
-    """This process's part of so many things."""
-    processes, process = accelerator.num_processes, accelerator.process_index
-    return slice(count * process // processes, count * (process + 1) // processes)
-
-
-def gathered(accelerator: Accelerator, own: list[Any]) -> list[Any]:
-    """What all processes have, in their order."""
-    if accelerator.num_processes == 1:
-        return own
-    found: list[Any] = gather_object(own)
-    return found

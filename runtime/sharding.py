@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import patch_environment
-from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -22,40 +19,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.policy import Policy, Tokens
-from grolang.runtime.progress import say
-
-
-def processes() -> Accelerator:
-    """This process among those that were started together.
-
-    Without CUDA accelerate must be told so: else they would not see each other. Apple's GPUs have no float64, which
-    sampling and metrics use. DeepSpeed takes over only when the model is there.
-    """
-    with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):
-        return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # the engine has its own
-
-
-def joined(console: Console) -> tuple[Accelerator, Console]:
-    """This process among those that were started together, and where it speaks: the main one alone is heard."""
-    accelerator = processes()
-    if not accelerator.is_main_process:
-        console = Console(quiet=True, stderr=True)
-    if said := alone(accelerator):
-        say(console, said)
-    return accelerator, console
-
-
-def alone(accelerator: Accelerator) -> str | None:
-    """What to say where accelerate's launcher was asked for several processes and has started one.
-
-    It does so where it finds no second GPU. An address to meet at, without a number in the ranks, tells of it.
-    """
-    asked = "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ
-    if not asked or accelerator.num_processes > 1:
-        return None
-    said = "note: accelerate launch was asked for several processes and has started one, since it finds no second GPU"
-    mend = "several processes on CPUs: accelerate launch --multi_gpu --num_processes N -m grolang run …"
-    return said if torch.cuda.is_available() else f"{said}; {mend}"
 
 
 def wanted(shard: bool, accelerator: Accelerator) -> bool:

@@ -22,6 +22,7 @@ from grolang.compiler.forming import Forming
 from grolang.compiler.fused import Head, Pass
 from grolang.language.diagnostics import GroError
 from grolang.runtime.policy import Form, Tokens, given
+from grolang.runtime.processes import anywhere
 from grolang.runtime.reference import Store
 from grolang.runtime.sequences import Pair, Sample, Step
 from grolang.runtime.split import Split, split
@@ -203,12 +204,6 @@ class Engine:
         gathered: Tensor = self.accelerator.reduce(own, "sum")
         return gathered
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so in any process."""
-        if self.accelerator.num_processes == 1:
-            return here
-        return bool(self.gather(torch.tensor(float(here), device=self.device)) > 0)
-
     def _fitting(self, work: Callable[[], T]) -> T:
         """`work`, with half the micro-batch as often as the device runs out of memory, which changes nothing else."""
         while True:
@@ -240,7 +235,7 @@ class Engine:
                 message = f"out of memory with a micro-batch of {self.micro_batch}"
                 raise GroError.plain(message, help="lower --micro-batch") from None
             short = True
-        if self.any(short):
+        if anywhere(self.accelerator, short):
             raise torch.OutOfMemoryError
         assert found is not None
         return found
@@ -362,10 +357,10 @@ class Engine:
             return finite
 
         try:
-            if self.any(not self._alone(turns)):
+            if anywhere(self.accelerator, not self._alone(turns)):
                 return None
         except torch.OutOfMemoryError:
-            if not self.any(beyond):
+            if not anywhere(self.accelerator, beyond):
                 raise
             self.apart = True
             self.say("out of memory: going on with log-probs first, then the gradient")

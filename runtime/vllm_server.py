@@ -21,13 +21,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.engines import Weights, requests
 from grolang.runtime.examples import Ids
+from grolang.runtime.processes import of_all
 from grolang.runtime.reference import cache_folder
 from grolang.runtime.sampling import Drawn, Sampling
 
@@ -83,15 +83,7 @@ class Server:
         """The policy's weights, if they have moved; in all processes together."""
         if not self.policy.moved():
             return False
-        failed: list[GroError | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                self._load()
-            except GroError as error:
-                failed = [error]
-        (failure,) = broadcast_object_list(failed)
-        if failure is not None:
-            raise failure
+        of_all(self.accelerator, lambda: self._load() if self.accelerator.is_main_process else None)
         return True
 
     def _load(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from conftest import Write, lines, rows_of
 from safetensors.torch import load_file
 
-from grolang.runtime import sharding
+from grolang.runtime.processes import alone, this_process
 
 RUN = """
 import json, sys, torch
@@ -191,12 +191,12 @@ def test_the_launcher_of_accelerate_gives_the_same_metrics_file(tiny: str, tmp_p
 
 def test_one_process_in_place_of_several_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what accelerate's launcher leaves in the environment of the one that it starts without a second GPU."""
-    accelerator = sharding.processes()
-    assert sharding.alone(accelerator) is None
+    accelerator = this_process()
+    assert alone(accelerator) is None
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert sharding.alone(accelerator) is None
+    assert alone(accelerator) is None
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert "--multi_gpu --num_processes" in str(sharding.alone(accelerator))
+    assert "--multi_gpu --num_processes" in str(alone(accelerator))
 
 
 @pytest.mark.slow

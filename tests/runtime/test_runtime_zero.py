@@ -18,6 +18,7 @@ from test_runtime_processes import flags as fp64
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime import sharding, zero
+from grolang.runtime.processes import this_process
 from grolang.runtime.settings import read_settings
 
 installed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="no deepspeed: pip install 'grolang[deepspeed]'")
@@ -110,7 +111,7 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(stage: int, tiny: str, 
 def test_what_deepspeed_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(GroError, match="leave out --shard"):
-        sharding.wanted(True, sharding.processes())
+        sharding.wanted(True, this_process())
     monkeypatch.setattr("grolang.runtime.adapters.find_spec", lambda name: None)
     with pytest.raises(GroError, match=r"pip install 'grolang\[deepspeed\]'"):
         zero.check(read_settings("preference", {"method": "dpo"}))
