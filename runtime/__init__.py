@@ -13,7 +13,7 @@ from grolang.runtime.settings import DEFAULTS, RunSettings
 
 if TYPE_CHECKING:
     from grolang.runtime.launch import resolve, start
-    from grolang.runtime.loop import train
+    from grolang.runtime.method_training import train
     from grolang.runtime.output import Outcome
 
 NO_TELEMETRY = {
@@ -30,7 +30,7 @@ for _name, _value in NO_TELEMETRY.items():
 
 __all__ = ["DEFAULTS", "Outcome", "RunSettings", "resolve", "start", "train"]
 
-_NEEDS_TORCH = {"Outcome": "output", "resolve": "launch", "start": "launch", "train": "loop"}
+_NEEDS_TORCH = {"Outcome": "output", "resolve": "launch", "start": "launch", "train": "method_training"}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from grolang.runtime.metrics import MetricsFile
 from grolang.runtime.progress import View, say
 from grolang.runtime.samples import CompletionFiles, SamplesFile, table
 from grolang.runtime.sequences import Sample
-from grolang.runtime.setup import Run
+from grolang.runtime.settings import RunSettings
 from grolang.runtime.tracking import Trackers, chosen
 
 
@@ -37,14 +37,23 @@ class Seen:
 class Journal:
     """A context manager around the steps of a run, which began (again) after `start` of them."""
 
-    def __init__(self, run: Run, output: Path, console: Console, start: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: RunSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        output: Path,
+        console: Console,
+        start: int,
+        *,
+        main: bool,
+    ) -> None:
         self.status = "finished"  # how the run ends, in the words of `Record.status`
-        self.main = bool(run.engine.accelerator.is_main_process)
-        self.settings = run.settings
-        self.view = View(console, run.method.name, run.settings.steps, start)
-        self.decode = partial(_decode, run.encoder.tokenizer)
+        self.main, self.settings = main, settings
+        self.view = View(console, name, settings.steps, start)
+        self.decode = partial(_decode, tokenizer)
         if self.main:
-            self.trackers = Trackers(chosen(run.settings.track), output, run.settings, start, partial(say, console))
+            self.trackers = Trackers(chosen(settings.track), output, settings, start, partial(say, console))
             self.metrics = MetricsFile(output / "metrics.jsonl", start)
             self.samples = SamplesFile(output, start)
             self.held_out = MetricsFile(output / "evaluations.jsonl", start)

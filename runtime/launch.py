@@ -9,7 +9,7 @@ from rich.console import Console
 
 import grolang
 from grolang.language.diagnostics import GroError
-from grolang.runtime.loop import train
+from grolang.runtime.method_training import train
 from grolang.runtime.output import Outcome
 from grolang.runtime.progress import Screen
 from grolang.runtime.settings import RunSettings, Settings, read_config, read_settings

@@ -6,8 +6,8 @@ import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -143,20 +143,18 @@ def note(output: Path, **values: Any) -> None:
     write_text(output / FILE, as_json(Record(output).info | values))
 
 
-@contextmanager
-def noted(output: Path, main: bool) -> Iterator[Callable[[str], None]]:
-    """Around a run: how it ended goes to its record. It is given the status where no error says otherwise."""
-    found = {"status": "finished"}
-
-    def end(status: str) -> None:
-        found["status"] = status
-
+def noted(output: Path, main: bool, work: Callable[[], Outcome]) -> Outcome:
+    """What a run gives; how it ended goes to its record."""
+    found: dict[str, Any] = {}
     try:
-        yield end
+        outcome = work()
+        found = {"status": "interrupted" if outcome.interrupted else "finished"}
+        return outcome
+    except KeyboardInterrupt:
+        found = {"status": "interrupted"}
+        raise
     except BaseException as error:
         found = {"status": "failed", "error": str(error)}
-        if isinstance(error, KeyboardInterrupt):
-            found = {"status": "interrupted"}
         raise
     finally:
         if main:

@@ -9,39 +9,38 @@ pairs, however they are cut into micro-batches and processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedModel
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints, defaults
 from grolang.runtime.data import checked, open_rows
 from grolang.runtime.descent import Descent, learning_rate
+from grolang.runtime.evaluation import Measured
 from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_examples, positions
 from grolang.runtime.figures import Figures
-from grolang.runtime.interrupts import Interrupt, held_interrupts
+from grolang.runtime.interrupts import held_interrupts
 from grolang.runtime.launch import settings_of
-from grolang.runtime.metrics import MetricsFile
+from grolang.runtime.loop import Training
 from grolang.runtime.models import load_classifier, load_tokenizer, vocabulary, window
 from grolang.runtime.names import check_folder
 from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
 from grolang.runtime.processes import joined, share
-from grolang.runtime.progress import Screen, View, comparison, say, steps
-from grolang.runtime.record import as_json, write_text
+from grolang.runtime.progress import Screen
+from grolang.runtime.record import write_text
 from grolang.runtime.reward_model import pad_of, rewards
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
 from grolang.runtime.sharding import wanted
 from grolang.runtime.step import add_up
+from grolang.runtime.tracking import chosen
 
 APART, APART_MOST = 20, 256  # held out of data that comes without such rows: one pair in 20, and 256 at most
 DEFAULTS = {"steps": 100, "batch": 32}
@@ -75,6 +74,7 @@ def train(settings: RunSettings, console: Console) -> Outcome:
         message = "a reward model is not shared out, and accelerate's configuration asks for it"
         raise GroError.plain(message, help="leave out --use_deepspeed or --use_fsdp: each process holds all of it")
     set_seed(settings.seed)
+    chosen(settings.track)
     path = settings.model or str(defaults.model_path())
     check_folder(path, "--model")
     trust, template = settings.trust_remote_code, settings.chat_template
@@ -89,18 +89,17 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     state = checkpoints.restore(output, model, descent, accelerator.process_index) if settings.resume else None
     if accelerator.is_main_process:
         write_text(output / "settings.toml", to_toml(settings, REWARD))
-        begin(
-            output,
-            "reward model",
-            {one: fingerprint(Path(one)) for one in (name, settings.eval_data) if one},
-            accelerator,
-        )
-    training = _Training(settings, accelerator, model, encoder, descent, output, console)
-    with noted(output, accelerator.is_main_process) as end, held_interrupts(console) as interrupt:
-        outcome = training.go(pairs, held, state, interrupt)
-        if outcome.interrupted:
-            end("interrupted")
-    return outcome
+        files = {one: fingerprint(Path(one)) for one in (name, settings.eval_data) if one}
+        begin(output, "reward model", files, accelerator)
+    training = RewardTraining(
+        "reward model", settings, accelerator, model, encoder, descent, output, console, pairs=pairs, held=held
+    )
+
+    def work() -> Outcome:
+        with held_interrupts(console) as interrupt:
+            return training.go(state, interrupt)
+
+    return noted(output, accelerator.is_main_process, work)
 
 
 def _pairs(name: str, encoder: Encoder, limits: Limits) -> Examples:
@@ -115,79 +114,35 @@ def _hold_out(pairs: Examples, settings: RunSettings, limits: Limits) -> tuple[E
 
 
 @dataclass
-class _Training:
-    settings: RunSettings
-    accelerator: Accelerator
-    model: PreTrainedModel
-    encoder: Encoder
-    descent: Descent
-    output: Path
-    console: Console
-    step: int = 0
-    tokens: int = 0
+class RewardTraining(Training):
+    """Pairs to train on and held-out ones, on their course."""
 
-    def go(self, pairs: Examples, held: Examples, state: checkpoints.State | None, interrupt: Interrupt) -> Outcome:
-        settings, main = self.settings, self.accelerator.is_main_process
-        before = self._measure(held) if state is None else state.before
-        if state is not None:
-            self.step, self.tokens = state.step, state.num_tokens
-            say(self.console, f"continuing after step {self.step}")
-        metrics = MetricsFile(self.output / "metrics.jsonl", self.step) if main else None
-        self._evaluated(0, before)
-        saved = -1 if state is None else self.step
-        try:
-            with View(self.console, "reward model", settings.steps, self.step) as view:
-                while self.step < settings.steps and not interrupt.agreed(self.accelerator):
-                    figures = self._step(pairs)
-                    if metrics is not None:
-                        metrics.write(figures)
-                        view.step(figures)
-                    if settings.save_every and self.step - max(0, saved) >= settings.save_every:
-                        saved = self._save(before)
-            if self.step != saved:
-                self._save(before)
-        except Exception:  # of any kind: what was learned is kept
-            self._rescue(before, saved)
-            raise
-        finally:
-            if metrics is not None:
-                metrics.close()
-        self._save_model()
-        if self.step < settings.steps:
-            say(self.console, f"stopped after {steps(self.step)}; --resume --output {self.output} goes on from there")
-            return Outcome(self.output, self.step, before, {}, interrupted=True)
-        after = self._measure(held)
-        self._evaluated(self.step, after)
-        if main and after:
-            self.console.print(comparison(f"reward model after {steps(self.step)}", before, after))
-            write_text(self.output / "evaluation.json", as_json({"steps": self.step, "before": before, "after": after}))
-        say(self.console, f"the reward model is in {self.output / 'model'}: --score NAME={self.output / 'model'}")
-        return Outcome(self.output, self.step, before, after)
+    pairs: Examples = field(kw_only=True)
+    held: Examples = field(kw_only=True)
 
-    def _evaluated(self, step: int, figures: Figures) -> None:
-        """A line for the list of runs; of one step there is one."""
-        if self.accelerator.is_main_process and figures:
-            file = MetricsFile(self.output / "evaluations.jsonl", step - 1)
-            file.write({"step": step, **figures})
-            file.close()
+    result: ClassVar[str] = "the reward model is in {0}: --score NAME={0}"
 
-    def _step(self, pairs: Examples) -> Figures:
+    def updates(self, draw: int) -> Iterator[Figures]:
         began, settings = time.perf_counter(), self.settings
-        places = positions(settings.seed, len(pairs), self.step * settings.batch, settings.batch)
-        examples = pairs.take(places)
+        examples = self.pairs.take(positions(settings.seed, len(self.pairs), draw * settings.batch, settings.batch))
         margins = self._margins(examples, train=True)
         if self.accelerator.num_processes > 1:
             for parameter in self.descent.named.values():
                 if parameter.grad is None:  # a process without a pair
                     parameter.grad = torch.zeros_like(parameter)
             add_up(self.descent.named.values())
-        rate = learning_rate(settings, self.step)
-        norm = self.descent(self.step)
-        self.step += 1
+        norm = self.descent(draw)
         self.tokens += sum(len(one.prompt) + len(ids) for one in examples for ids in one.completions)
-        found = {"step": self.step, **_figures(margins), "grad_norm": norm or 0.0, "learning_rate": rate}
-        found |= {"epoch": self.step * settings.batch / len(pairs), "num_tokens": self.tokens}
-        return found | {"seconds": time.perf_counter() - began}
+        found = {"step": draw + 1, **_figures(margins), "grad_norm": norm or 0.0}
+        found |= {"learning_rate": learning_rate(settings, draw), "num_tokens": self.tokens}
+        found |= {"epoch": (draw + 1) * settings.batch / len(self.pairs), "seconds": time.perf_counter() - began}
+        yield found
+
+    def measure(self) -> Measured:
+        if not len(self.held):
+            return Measured({})
+        found = _figures(self._margins(self.held.take(range(len(self.held))), train=False))
+        return Measured({name: found[name] for name in ("rewards/accuracies", "rewards/margins", "loss")})
 
     def _margins(self, examples: Sequence[Example], *, train: bool) -> Tensor:
         """[pairs] of r(chosen) − r(rejected), the same in every process; with `train` the gradient is left behind."""
@@ -206,40 +161,10 @@ class _Training:
         found: Tensor = self.accelerator.reduce(margins, "sum")
         return found
 
-    def _measure(self, held: Examples) -> Figures:
-        if not len(held):
-            return {}
-        found = _figures(self._margins(held.take(range(len(held))), train=False))
-        return {name: found[name] for name in ("rewards/accuracies", "rewards/margins", "loss")}
-
     def _autocast(self) -> Any:
         device = self.accelerator.device.type
         wanted = self.settings.precision == "bf16" or (self.settings.precision == "auto" and device == "cuda")
         return torch.autocast(device, dtype=torch.bfloat16, enabled=wanted)
-
-    def _rescue(self, before: Figures, saved: int) -> None:
-        """After an error: keep what was learned. Best effort; with several processes the others would not come."""
-        if self.accelerator.num_processes > 1:
-            return
-        with suppress(GroError):  # the disk may be what failed
-            saved = self.step if saved == self.step else self._save(before)
-        if saved > 0:
-            say(self.console, f"{steps(saved)} saved; --resume --output {self.output} goes on from there")
-
-    def _save(self, before: Figures) -> int:
-        state = checkpoints.State(self.step, self.tokens, before)
-        checkpoints.save(self.output, self.model, self.descent, state, self.accelerator, self.settings.keep)
-        self.accelerator.wait_for_everyone()
-        return self.step
-
-    def _save_model(self) -> None:
-        def write(folder: Path) -> None:
-            self.model.save_pretrained(folder)
-            self.encoder.tokenizer.save_pretrained(str(folder))
-
-        if self.accelerator.is_main_process:
-            checkpoints.replace_folder(self.output / "model", write)
-        self.accelerator.wait_for_everyone()
 
 
 def _figures(margins: Tensor) -> Figures:

@@ -237,7 +237,8 @@ class RunSettings(
 REWARD = (
     *("model", "chat_template", "trust_remote_code", "precision", "data", "max_prompt", "max_completion"),
     *("steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "max_grad_norm", "seed"),
-    *("eval_data", "eval_rows", "output", "resume", "save_every", "keep"),
+    *("eval_data", "eval_rows", "eval_every", "eval_metric", "early_stop"),
+    *("output", "resume", "save_every", "keep", "track"),
 )
 """The settings of `grolang reward train`."""
 

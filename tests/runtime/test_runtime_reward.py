@@ -47,6 +47,15 @@ def test_pairs_are_told_apart(tiny: str, tmp_path: Path, write: Write) -> None:
     assert lines(tmp_path / "out")[-1]["rewards/accuracies"] > 0.9
 
 
+def test_the_best_is_kept_and_training_stops_where_it_gains_no_more(tiny: str, tmp_path: Path, write: Write) -> None:
+    """The course is that of every run."""
+    flags = {"eval_every": 2, "eval_metric": "rewards/margins", "early_stop": 1, "steps": 40, "track": "none"}
+    out = train(tiny, tmp_path / "out", write(pairs()), **flags, lr=1e-9)
+    values = [line["rewards/margins"] for line in lines(tmp_path / "out", "evaluations")]
+    assert out.steps < 40 and values[-1] <= max(values[:-1]) and len(values) == out.steps // 2 + 1
+    assert (tmp_path / "out/best").is_dir() == (max(values) > values[0])
+
+
 def test_an_error_keeps_the_steps_before_it(tiny: str, tmp_path: Path, write: Write) -> None:
     data = write(pairs())
     with pytest.raises(GroError, match=r"the gradient of .*: not finite"):

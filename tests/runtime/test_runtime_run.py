@@ -23,7 +23,7 @@ from grolang import GroError
 from grolang.cli import main
 from grolang.cli.run import run as command
 from grolang.language.library import built_in
-from grolang.runtime import Outcome, RunSettings, checkpoints, interrupts, loop, resolve, start
+from grolang.runtime import Outcome, RunSettings, checkpoints, interrupts, method_training, resolve, start
 from grolang.runtime.progress import Screen
 from grolang.runtime.record import Record
 
@@ -183,14 +183,14 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny: str, tmp_path: Path, write: Wr
 def test_sigterm_before_the_first_step_is_noted_and_the_run_can_go_on(
     tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, store = write(rows_of("preference")), loop.store
+    data, store = write(rows_of("preference")), method_training.store
 
     def stopped(*given: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         return store(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "store", stopped)
+        patch.setattr(method_training, "store", stopped)
         assert run(tiny, tmp_path / "out", "dpo", data).interrupted
     record = Record(tmp_path / "out")
     assert (record.status, record.steps) == ("interrupted", 0) and (tmp_path / "out/report.html").is_file()
