@@ -13,6 +13,10 @@ parameter. Four facts about the batch are used, and no more:
 What sympy is not sure to treat soundly on the whole real line (branches, comparisons, min, max, clip, abs, other
 reductions) stays an opaque function of its arguments' normal forms. So a proof can be missed, never made up: only
 equal normal forms, or a difference that cancels as a rational function of atoms, count as a proof.
+
+A quotient such as r / r cancels, and is no number where r is 0. Such a batch says nothing, unless what asks hides it
+(`1 if r / r == 1 else 0` does). So what can hide it knows its arguments together with all that they are undefined
+for (`Normal.gaps`), as a factor, and only equal ones are equal.
 """
 
 from __future__ import annotations
@@ -23,21 +27,26 @@ import sympy
 from sympy import Expr, Function, Symbol
 
 from grolang.compiler.program import MISMATCHED, Program
+from grolang.language.functions import FUNCTIONS
 from grolang.language.scopes import Scope
 
 _EXACT = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * b,
-    "chain": lambda a, b: a * b,
     "divide": lambda a, b: a / b,
     "negate": lambda a: -a,
+    "stop": lambda x: x,
+}
+_SATURATED = {
     "exp": sympy.exp,
     "sigmoid": lambda x: 1 / (1 + sympy.exp(-x)),
     "tanh": lambda x: (sympy.exp(2 * x) - 1) / (sympy.exp(2 * x) + 1),
     "expm1": lambda x: sympy.exp(x) - 1,
-    "stop": lambda x: x,
 }
+
+#: steps whose values stand where those of their arguments do
+_IN_PLACE = frozenset(("spread", "stop", "chain", *FUNCTIONS))
 
 
 #: operations of an expression that is still expanded
@@ -51,6 +60,7 @@ class Normal:
         self.program = program
         self._done: dict[tuple[int, bool], Expr] = {}
         self._scopes: dict[Symbol, Scope] = {}
+        self._gaps: dict[tuple[int, bool], frozenset[object]] = {}
         self._behind: dict[Symbol, Symbol] = {}  # of what is the other's in a comparison: what it is of a sequence
 
     def __call__(self, index: int, *, opposite: bool = False) -> Expr:
@@ -71,7 +81,8 @@ class Normal:
         )
 
     def _atom(self, name: str, scope: Scope) -> Symbol:
-        made = Symbol(name, real=True)
+        count = name.removeprefix("opposite ").startswith("#")  # of what is there, so 1 at least
+        made = Symbol(name, positive=True) if count else Symbol(name, real=True, nonzero=name == "label" or None)
         self._scopes[made] = scope
         return made
 
@@ -88,7 +99,8 @@ class Normal:
                     raise NotImplementedError("infinity has no normal form")
                 return sympy.Integer(int(value)) if value == int(value) else sympy.Rational(str(value))
             case "param":
-                return Symbol(f"{step.detail[0]}={step.detail[1]!r}", real=True)
+                value = float(step.detail[1])
+                return Symbol(f"{step.detail[0]}={value!r}", real=True, nonzero=value != 0, negative=value < 0)
             case "load" | "count":
                 return self._load(index, away)
             case "spread":
@@ -105,6 +117,12 @@ class Normal:
                 return self._power(index, opposite)
             case "choose":
                 return self._choice(index, opposite)
+            case "chain":  # 0 where the first is, whatever the second
+                first, second = (self(argument, opposite=opposite) for argument in step.args)
+                return first * second * (1 if first.is_nonzero else self._defined(step.args[1], opposite))
+            case op if op in _SATURATED:
+                (inner,) = step.args
+                return _SATURATED[op](self(inner, opposite=opposite) * self._defined(inner, opposite))
             case op if op in _EXACT:
                 return _EXACT[op](*(self(argument, opposite=opposite) for argument in step.args))
             case _:
@@ -164,6 +182,7 @@ class Normal:
         step = self.program.steps[index]
         detail = " ".join(str(part) for part in step.detail)
         arguments = [self.cancelled(self(argument, opposite=opposite)) for argument in step.args]
+        arguments += [self._defined(argument, opposite) for argument in step.args]
         made = Function(f"{step.op} {detail} {step.scope.word} {step.world}", real=True)(*arguments)
         return self._named(made, step.scope)
 
@@ -218,8 +237,45 @@ class Normal:
         rest = sum((out * inside for out, inside in terms if inside != 1), sympy.Integer(0))
         more = [self(argument, opposite=opposite) for argument in step.args[1:]]
         word = f"reduce {' '.join(map(str, step.detail))} {step.scope.word} {step.world}"
+        more += [self._defined(argument, opposite) for argument in step.args]
         named = self._named(Function(word, real=True)(self.cancelled(rest), *more), step.scope)
         return named if step.detail[0] in ("std", "sample_std") else named + shift
+
+    def gaps(self, index: int, opposite: bool) -> frozenset[object]:
+        """What may leave a step without a value: divisors that can be 0, arguments outside of a domain."""
+        key = (index, opposite and self.program.steps[index].scope >= Scope.SEQUENCE)
+        if key not in self._gaps:
+            self._gaps[key] = self._undefined(*key)
+        return self._gaps[key]
+
+    def _undefined(self, index: int, opposite: bool) -> frozenset[object]:
+        step = self.program.steps[index]
+        away = not opposite if step.op == "opposite" else opposite
+        below = frozenset[object]().union(*(self.gaps(argument, away) for argument in step.args))
+        if step.op in ("chosen", "rejected"):
+            below |= self.gaps(step.args[0], True)
+        if step.op not in _IN_PLACE and step.op != "opposite":
+            axis = step.detail[1:] if step.op == "reduce" else ()
+            below = frozenset((step.op if not axis else "over", axis, step.scope, gap) for gap in below)
+        return below | self._gap(index, opposite)
+
+    def _gap(self, index: int, opposite: bool) -> frozenset[object]:
+        """What may leave this very step without a value though its arguments have one."""
+        step, row = self.program.steps[index], FUNCTIONS.get(self.program.steps[index].op)
+        if step.op not in ("divide", "power") and not (row and row.domain) and "sample_std" not in step.detail:
+            return frozenset()
+        forms = [self.cancelled(self(argument, opposite=opposite)) for argument in step.args]
+        if step.op == "power" and forms[1].is_Integer and forms[1] >= 0:
+            return frozenset()
+        if step.op == "divide" or (step.op == "power" and forms[1].is_Integer):
+            divisor = forms[1 if step.op == "divide" else 0]
+            return frozenset(factor for factor in sympy.Mul.make_args(divisor) if not factor.is_nonzero)
+        return frozenset(((step.op, *forms),))
+
+    def _defined(self, index: int, opposite: bool) -> Expr:
+        """A factor that stands for 1 where a step has a value: equal for steps with the same gaps."""
+        gaps = self.gaps(index, opposite)
+        return Symbol(f"defined {sorted(map(repr, gaps))}", positive=True) if gaps else sympy.Integer(1)
 
     def _sum(self, inside: Expr, child: Scope, parent: Scope, world: str, opposite: bool) -> Expr:
         away = opposite and parent >= Scope.SEQUENCE

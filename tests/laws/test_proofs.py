@@ -150,6 +150,9 @@ def test_what_is_proved_equal_is_equal_in_numbers_on_thousands() -> None:
         ("prompts", "mean(own(r) * length over others)", "r * mean(length over others)"),
         ("prompts", "sum(own(r) over others)", "r * (group_size - 1)"),
         ("prompts", "mean(length * r over group)", "sum(length * r over group) / group_size"),
+        ("prompts", "max(r / length + r / (2 * length), 0)", "max(3 * r / (2 * length), 0)"),
+        ("prompts", "r / std(r over group) > 0", "r / std(-r + 2 * r over group) > 0"),
+        ("preference", "1 if length / label > 1 else 0", "1 if label * length > 1 else 0"),
     ],
 )
 def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
@@ -178,6 +181,20 @@ def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
         ("prompts", "mean(own(r) > r over others)", "mean(own(r) < r over others)"),
         ("prompts", "mean(own(r) * r over others)", "mean(r * r over others)"),
         ("prompts", "sum(logp over tokens)", "length * logp"),
+        # What cancels has no value where its divisor is 0, and a condition hides that.
+        ("prompts", "r / r == 1", "length / length == 1"),
+        ("prompts", "1 if r / r == 1 else 0", "1"),
+        ("prompts", "r if r * logp / r < 0 else 0", "r if logp < 0 else 0"),
+        ("prompts", "mean(r / r over group) == 1", "mean(r / r over batch) == 1"),
+        ("prompts", "sum(own(r) / own(r) == 1 over others)", "sum(r / r == 1 over others)"),
+        ("preference", "opposite(length - 1) / opposite(length - 1) == 1", "(length - 1) / (length - 1) == 1"),
+        (
+            "preference",
+            "chosen(length - 1) / chosen(length - 1) == 1",
+            "rejected(length - 1) / rejected(length - 1) == 1",
+        ),
+        ("prompts", "tanh(1 / (r - length))", "-tanh(1 / (length - r))"),
+        ("prompts", "r < 2 * log(r) - log(r) / 2 - log(r) * 1.5 + 1", "r < 1"),
     ],
 )
 def test_what_is_not_equal_is_not_proved(data: str, left: str, right: str) -> None:
