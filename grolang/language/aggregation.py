@@ -25,10 +25,7 @@ def aggregation(elaborator: Elaborator) -> tuple[Step, ...]:
     declared = elaborator.declared
     statement = declared.one("aggregate")
     if statement is None:
-        return tuple(
-            Step(function="sum" if word == "sum" else "mean", axis=axis, divisor=None, span=declared.place)
-            for word, axis in DEFAULT_AGGREGATE
-        )
+        return tuple(Step(function=word, axis=axis, span=declared.place) for word, axis in DEFAULT_AGGREGATE)
     tree = statement.tree.children[0]
     assert isinstance(tree, Tree)
     return steps(statement, tree, elaborator, Scope.TOKEN) or ()
@@ -38,25 +35,24 @@ def steps(statement: Statement, tree: Tree[Token], elaborator: Elaborator, scope
     """Check the steps of an aggregation of a value of this scope; None where one of them is wrong."""
     findings, made, left = elaborator.findings, list[Step](), scope
     for step in branches(tree):
-        word, axis, divisor = step.children
-        assert isinstance(word, Token) and isinstance(axis, Token)
+        function, axis, divisor = step.children
+        assert isinstance(function, Token) and isinstance(axis, Token)
         span = statement.span_of(step)
-        if str(word) not in ("sum", "mean"):
-            help = suggested(str(word), ("sum", "mean"), "write `sum` or `mean`")
-            message = f"an aggregation sums or averages; it has no `{word}`"
-            findings.add("E207", message, statement.span_of(word), help=help)
+        if function not in ("sum", "mean"):
+            help = suggested(function, ("sum", "mean"), "write `sum` or `mean`")
+            message = f"an aggregation sums or averages; it has no `{function}`"
+            findings.add("E207", message, statement.span_of(function), help=help)
             return None
-        if str(axis) not in AGGREGATED:
-            help = suggested(str(axis), AGGREGATED, f"the axes are {listed(AGGREGATED)}")
+        if axis not in AGGREGATED:
+            help = suggested(axis, AGGREGATED, f"the axes are {listed(AGGREGATED)}")
             findings.add("E207", f"there is no axis `{axis}` to aggregate over", statement.span_of(axis), help=help)
             return None
-        after = _after(left, str(axis), elaborator)
-        if isinstance(after, str):
-            findings.add("E303", f"`{statement.text_of(step)}`: {after}", span, help=_AGGREGATE_HELP)
+        if why := _refusal(left, axis, elaborator):
+            findings.add("E303", f"`{statement.text_of(step)}`: {why}", span, help=_AGGREGATE_HELP)
             return None
-        left = after
+        left = AGGREGATED[axis]
         amount = _divisor(divisor, statement, elaborator)
-        made.append(Step(function="sum" if word == "sum" else "mean", axis=str(axis), divisor=amount, span=span))
+        made.append(Step(function=str(function), axis=str(axis), divisor=amount, span=span))
     if left > Scope.BATCH:
         findings.add(
             "E303",
@@ -72,23 +68,24 @@ def steps(statement: Statement, tree: Tree[Token], elaborator: Elaborator, scope
 _AGGREGATE_HELP = "go from the tokens up to one number, for example `sum over tokens, mean over sequences`"
 
 
-def _after(scope: Scope, axis: str, elaborator: Elaborator) -> Scope | str:
-    """The scope that a step leaves, or why it cannot be taken."""
+def _refusal(scope: Scope, axis: str, elaborator: Elaborator) -> str:
+    """Why a value of this scope cannot take a step over the axis; blank where it can."""
     if scope <= Scope.BATCH:
         return "nothing is left to aggregate"
-    if axis == "batch":
-        return Scope.BATCH
     if axis in ("group", "groups") and not elaborator.has("groups"):
         return f"`data {' + '.join(elaborator.data)}` has no groups"
-    if axis == "tokens":
-        return Scope.SEQUENCE if scope is Scope.TOKEN else "the tokens are aggregated already"
-    if axis == "group":
-        return Scope.GROUP if scope > Scope.GROUP else "the groups' sequences are aggregated already"
-    if axis == "sequences" and scope is Scope.GROUP:
-        return "the sequences are aggregated already: what is left are groups"
-    if axis == "sequences":
-        return Scope.BATCH if scope is Scope.SEQUENCE else "the tokens of each sequence must be aggregated first"
-    return Scope.BATCH if scope is Scope.GROUP else "the sequences of each group must be aggregated first"
+    match axis:
+        case "tokens" if scope is not Scope.TOKEN:
+            return "the tokens are aggregated already"
+        case "group" if scope is Scope.GROUP:
+            return "the groups' sequences are aggregated already"
+        case "sequences" if scope is Scope.GROUP:
+            return "the sequences are aggregated already: what is left are groups"
+        case "sequences" if scope is Scope.TOKEN:
+            return "the tokens of each sequence must be aggregated first"
+        case "groups" if scope is not Scope.GROUP:
+            return "the sequences of each group must be aggregated first"
+    return ""
 
 
 def _divisor(divisor: Tree[Token] | Token | None, statement: Statement, elaborator: Elaborator) -> float | str | None:

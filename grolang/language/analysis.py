@@ -153,12 +153,11 @@ class _Analysis:
                     continue
                 seen.add(key(node))
                 text = self._text(node.span)
-                role = "baseline" if name == "baseline" else "advantage"
                 if isinstance(node, Reduce) and node.axis in ("group", "batch"):
-                    message = f"the {role} is biased: `{text}` uses the sequence's own sample (Eq. 7)"
+                    message = f"the {name} is biased: `{text}` uses the sequence's own sample (Eq. 7)"
                     help = "the unbiased form is `over others`, with a group of 2 or more; or keep the published form"
                 else:
-                    message = f"the {role} is biased: `{text}` is the sequence's own sample (Eq. 7)"
+                    message = f"the {name} is biased: `{text}` is the sequence's own sample (Eq. 7)"
                     help = "use the other samples of the group: `mean(reward over others)`"
                 self.findings.add("W702", message, node.span, help=help)
 
@@ -264,11 +263,7 @@ class _Analysis:
         used |= {"advantage", "credit", "penalty", "reward"}  # the reward is logged at every step
         if not self.method.definitions["advantage"].given:
             used.add("baseline")
-        if any(
-            name == "omega"
-            for kind, name in reads(self.method.functions["omega"].body, self.method)
-            if kind == "argument"
-        ):
+        if ("argument", "omega") in reads(self.method.functions["omega"].body, self.method):
             used |= {"measure", "anchor", "alpha"}
         return used
 

@@ -23,19 +23,33 @@ class Code:
     encoding: str = "utf-8"
 
 
+def _mine(*lines: str) -> str:
+    return "\n".join(['method mine "Mine"', *lines]) + "\n"
+
+
 def _preference(*lines: str) -> str:
-    return "\n".join(['method mine "Mine"', "data preference", *lines]) + "\n"
+    return _mine("data preference", *lines)
 
 
 def _prompts(*lines: str) -> str:
-    return "\n".join(['method mine "Mine"', "data prompts", "score correct = exact_match", *lines]) + "\n"
+    return _mine("data prompts", "score correct = exact_match", *lines)
+
+
+def _coefficients(method: str, **tensors: str) -> str:
+    """Python that asks a method for its coefficients on a batch of two sequences."""
+    tensors = {"mask": "torch.ones(2, 3, dtype=torch.bool)"} | tensors
+    lines = ["import grolang, torch", f'method = grolang.load("{method}")']
+    lines += [f"{name} = {tensor}" for name, tensor in tensors.items()]
+    fields = ", ".join(f"{name}={name}" for name in tensors)
+    return "\n".join([*lines, f"method.coefficients(grolang.Batch({fields}))"])
 
 
 _LINE = "reward = label"
 _PLAIN = _preference(_LINE)
+_TOKENS = ("data demonstrations", "reward = 1", "aggregate = mean over batch")
 _LONG = "0." + "1" * 45
-_BATCH = 'import grolang, torch\nmethod = grolang.load("{method}")\n'
-_REWARDS = '{{"correct": torch.tensor([{scores}])}}'
+_REWARDS = '{"correct": torch.tensor([1.0, 0.0])}'
+_PAIR = {"label": "torch.tensor([1, -1])", "logp": "-torch.ones(2, 3)"}
 
 CODES: dict[str, Code] = {
     # --- E1: text ---------------------------------------------------------------------------------------------------
@@ -137,7 +151,7 @@ CODES: dict[str, Code] = {
         "A part is missing",
         "The method gives no reward, or does not say what data it learns from.",
         "These two have no sensible default.",
-        'method mine "Mine"\ndata preference\n',
+        _preference(),
         _PLAIN,
     ),
     # --- E3: scopes -------------------------------------------------------------------------------------------------
@@ -173,9 +187,8 @@ CODES: dict[str, Code] = {
         "Loss per token without aggregate",
         "A law claims a loss that has one value per token, and does not say how it is averaged.",
         "The mean over all tokens and the mean of the sequences' means are different losses.",
-        'method mine "Mine"\ndata demonstrations\nreward = 1\naggregate = mean over batch\nlaw gradient: loss -logp\n',
-        'method mine "Mine"\ndata demonstrations\nreward = 1\naggregate = mean over batch\n'
-        "law gradient: loss -logp aggregate mean over batch\n",
+        _mine(*_TOKENS, "law gradient: loss -logp"),
+        _mine(*_TOKENS, "law gradient: loss -logp aggregate mean over batch"),
     ),
     "E306": Code(
         "`greedy` of more than scores",
@@ -188,8 +201,8 @@ CODES: dict[str, Code] = {
         "`mismatched` of more than log-probs",
         "The argument of `mismatched` uses something else than log-probs, or none.",
         "For the completion of another prompt only log-probs are computed.",
-        'method mine "Mine"\ndata unpaired\nreward = label\nreport kl = mismatched(label * sum(logp over tokens))\n',
-        'method mine "Mine"\ndata unpaired\nreward = label\nreport kl = label * mismatched(sum(logp over tokens))\n',
+        _mine("data unpaired", "reward = label", "report kl = mismatched(label * sum(logp over tokens))"),
+        _mine("data unpaired", "reward = label", "report kl = label * mismatched(sum(logp over tokens))"),
     ),
     "E308": Code(
         "`own` in the wrong place",
@@ -210,15 +223,15 @@ CODES: dict[str, Code] = {
         "No groups",
         "A reduction over the group needs data with groups.",
         "Unpaired rows belong to nothing; `over batch` is what they have.",
-        'method mine "Mine"\ndata unpaired\nreward = label\nbaseline = mean(reward over group)\n',
-        'method mine "Mine"\ndata unpaired\nreward = label\nbaseline = mean(reward over batch)\n',
+        _mine("data unpaired", "reward = label", "baseline = mean(reward over group)"),
+        _mine("data unpaired", "reward = label", "baseline = mean(reward over batch)"),
     ),
     "E403": Code(
         "Unknown kind of data",
         "There is no such kind of data, or the two kinds cannot be mixed.",
         "The kind fixes the columns of the rows and what a group is.",
-        'method mine "Mine"\ndata preferences\nreward = 1\n',
-        'method mine "Mine"\ndata preference\nreward = 1\n',
+        _mine("data preferences", "reward = 1"),
+        _preference("reward = 1"),
     ),
     "E404": Code(
         "`greedy` without prompts",
@@ -231,8 +244,8 @@ CODES: dict[str, Code] = {
         "Unknown built-in score",
         "`score NAME = BUILTIN` names a score that is not built in.",
         "A score of your own has no default: leave out `= …` and supply it when the method is run.",
-        'method mine "Mine"\ndata prompts\nscore correct = exactmatch\nreward = correct\n',
-        'method mine "Mine"\ndata prompts\nscore correct = exact_match\nreward = correct\n',
+        _mine("data prompts", "score correct = exactmatch", "reward = correct"),
+        _prompts("reward = correct"),
     ),
     "E406": Code(
         "No others in a group of one",
@@ -370,42 +383,32 @@ CODES: dict[str, Code] = {
         "A tensor is missing",
         "The batch lacks a tensor that the method uses; the message says what supplies it.",
         "A missing reference model must not count as one that agrees with the policy.",
-        _BATCH.format(method="reinforce")
-        + "mask = torch.ones(2, 3, dtype=torch.bool)\nmethod.coefficients(grolang.Batch(mask=mask))",
-        _BATCH.format(method="reinforce") + "mask = torch.ones(2, 3, dtype=torch.bool)\n"
-        f"method.coefficients(grolang.Batch(mask=mask, scores={_REWARDS.format(scores='1.0, 0.0')}))",
+        _coefficients("reinforce"),
+        _coefficients("reinforce", scores=_REWARDS),
         kind="python",
     ),
     "E902": Code(
         "Not finite",
         "A coefficient is infinite or not a number; the message names the expression and the values that made it so.",
         "One such weight would spoil the whole model in a single step.",
-        _BATCH.format(method="reinforce") + "mask = torch.ones(2, 3, dtype=torch.bool)\n"
-        f"""method.coefficients(grolang.Batch(mask=mask, scores={_REWARDS.format(scores='float("nan"), 0.0')}))""",
-        _BATCH.format(method="reinforce") + "mask = torch.ones(2, 3, dtype=torch.bool)\n"
-        f"method.coefficients(grolang.Batch(mask=mask, scores={_REWARDS.format(scores='1.0, 0.0')}))",
+        _coefficients("reinforce", scores=_REWARDS.replace("1.0", 'float("nan")')),
+        _coefficients("reinforce", scores=_REWARDS),
         kind="python",
     ),
     "E903": Code(
         "A group of one",
         "`over others` needs at least two sequences in a group.",
         "The mean of no values is not defined.",
-        _BATCH.format(method="rloo") + "mask, group = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 1])\n"
-        f"method.coefficients(grolang.Batch(mask=mask, group=group, scores={_REWARDS.format(scores='1.0, 0.0')}))",
-        _BATCH.format(method="rloo") + "mask, group = torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 0])\n"
-        f"method.coefficients(grolang.Batch(mask=mask, group=group, scores={_REWARDS.format(scores='1.0, 0.0')}))",
+        _coefficients("rloo", group="torch.tensor([0, 1])", scores=_REWARDS),
+        _coefficients("rloo", group="torch.tensor([0, 0])", scores=_REWARDS),
         kind="python",
     ),
     "E904": Code(
         "Not a pair",
         "A group of preference data needs one sequence with label +1 and one with label -1.",
         "`opposite`, `chosen` and `rejected` have no meaning otherwise.",
-        _BATCH.format(method="cpl") + "mask, logp = torch.ones(2, 3, dtype=torch.bool), -torch.ones(2, 3)\n"
-        "group, label = torch.tensor([0, 1]), torch.tensor([1, -1])\n"
-        "method.coefficients(grolang.Batch(mask=mask, group=group, label=label, logp=logp))",
-        _BATCH.format(method="cpl") + "mask, logp = torch.ones(2, 3, dtype=torch.bool), -torch.ones(2, 3)\n"
-        "group, label = torch.tensor([0, 0]), torch.tensor([1, -1])\n"
-        "method.coefficients(grolang.Batch(mask=mask, group=group, label=label, logp=logp))",
+        _coefficients("cpl", group="torch.tensor([0, 1])", **_PAIR),
+        _coefficients("cpl", group="torch.tensor([0, 0])", **_PAIR),
         kind="python",
     ),
 }

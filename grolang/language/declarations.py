@@ -108,26 +108,22 @@ def declare(source: Source, findings: Findings) -> Declarations:
 
 def _deepest(found: Declarations) -> Statement | None:
     """A definition that nests too deep, counted through the definitions that it uses."""
+    definitions = dict(found.of_kind("definition"))
     depths: dict[str, int] = {}
-    for start, _ in found.of_kind("definition"):
-        stack = [start]
+    for start in definitions:
+        stack = [start]  # no recursion: a chain of definitions may be as long as the file
         while stack:
             name = stack[-1]
-            statement = found.table["name", name]
-            words = (word for node in statement.tree.iter_subtrees() for word in node.children)
-            used = {canonical(str(word)) for word in words if isinstance(word, Token) and word.type == "NAME"}
-            below = [
-                other for other in used - {name} if found.table.get(("name", other), statement).kind == "definition"
-            ]
-            below = [other for other in below if ("name", other) in found.table]
-            waiting = [other for other in below if other not in depths and other not in stack]
-            if waiting:
-                stack += waiting[:1]
+            tree = definitions[name].tree
+            words = {canonical(str(word)) for word in tree.scan_values(lambda part: isinstance(part, Token))}
+            below = words & definitions.keys() - {name}
+            if waiting := below - depths.keys() - set(stack):
+                stack.append(min(waiting))
                 continue
             stack.pop()
-            depths[name] = _depth(statement.tree) + max((depths.get(other, 0) for other in below), default=0)
+            depths[name] = _depth(tree) + max((depths.get(other, 0) for other in below), default=0)
             if depths[name] > MAX_DEPTH:
-                return statement
+                return definitions[name]
     return None
 
 
@@ -139,28 +135,7 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
     findings.extend(problems)
     found.broken |= {canonical(name) for name in read.broken}
     found.incomplete |= not parsed or any(word.startswith("extend") for word in read.broken)
-    own: dict[Key, Statement] = {}
-    for statement in parsed:
-        if _depth(statement.tree) > MAX_DEPTH:
-            help = "name parts of it in definitions of their own"
-            findings.add("E104", f"an expression more than {MAX_DEPTH} deep", _head(statement), help=help)
-            continue
-        key = _key(statement)
-        if key in own:
-            first = own[key]
-            what = f"`{key[1]}`" if key[1] else f"`{statement.kind}`"
-            findings.add(
-                "E202",
-                f"{what} is said twice",
-                _head(statement),
-                label="again here",
-                notes=[(_head(first), "first said here")],
-                help="delete one of the two",
-            )
-            continue
-        own[key] = statement
-        if key[0] == "name":
-            _check_name(statement, findings)
+    own = _once(parsed, findings)
     method = own.pop(("method", ""), None)
     if any(problem.code in ("E102", "E104") for problem in problems):
         found.incomplete = True
@@ -175,6 +150,26 @@ def _read(source: Source, found: Declarations, findings: Findings, chain: tuple[
         found.place = _head(method)
     else:
         found.place = Span(file=source.name, start=0, end=0)
+
+
+def _once(statements: list[Statement], findings: Findings) -> dict[Key, Statement]:
+    """A file's own statements by what they declare; a finding for each that is too deep, or says a thing again."""
+    own: dict[Key, Statement] = {}
+    for statement in statements:
+        if _depth(statement.tree) > MAX_DEPTH:
+            help = "name parts of it in definitions of their own"
+            findings.add("E104", f"an expression more than {MAX_DEPTH} deep", _head(statement), help=help)
+            continue
+        space, name = key = _key(statement)
+        if key in own:
+            message, notes = f"`{name or statement.kind}` is said twice", [(_head(own[key]), "first said here")]
+            help = "delete one of the two"
+            findings.add("E202", message, _head(statement), label="again here", notes=notes, help=help)
+            continue
+        own[key] = statement
+        if space == "name":
+            _check_name(statement, findings)
+    return own
 
 
 def _depth(tree: Tree[Token]) -> int:

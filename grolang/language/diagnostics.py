@@ -7,25 +7,21 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
-from grolang.language.source import Source, Span
+from grolang.language.source import Frozen, Source, Span
 
 Severity = Literal["error", "warning"]
 
 
-class Note(BaseModel):
+class Note(Frozen):
     """A second place that belongs to a finding: the first of two definitions, a step of a cycle."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     span: Span
     label: str
 
 
-class Diagnostic(BaseModel):
+class Diagnostic(Frozen):
     """One finding. `message` says expected and found, `label` stands under the marked text, `help` mends it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     code: str
     severity: Severity
     message: str

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from grolang.language import intervals
-from grolang.language.functions import DENIED, FORMS, FUNCTIONS, OBSERVABLES, REDUCTIONS, Slope
+from grolang.language.functions import DENIED, FORMS, FUNCTIONS, MIRRORED, OBSERVABLES, REDUCTIONS, Slope
 from grolang.language.intervals import ANY, Interval
 from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce, nodes
 
@@ -89,13 +89,11 @@ class Facts:
                 return REDUCTIONS[expr.function].range(self.range(expr.arguments[0], known))
             case Call(function="choose"):
                 condition, then, otherwise = expr.arguments
-                parts = (
-                    self.range(condition, known),
-                    self.range(then, {**known, **self.assumed(condition, True, known)}),
+                branches = (
+                    self.range(branch, {**known, **self.assumed(condition, holds, known)})
+                    for branch, holds in ((then, True), (otherwise, False))
                 )
-                return FUNCTIONS["choose"].range(
-                    *parts, self.range(otherwise, {**known, **self.assumed(condition, False, known)})
-                )
+                return FUNCTIONS["choose"].range(self.range(condition, known), *branches)
             case Call() if expr.function in FORMS:
                 return FORMS[expr.function].range(self.range(expr.arguments[0], known))
             case Call():
@@ -122,22 +120,21 @@ class Facts:
                 return {}
 
     def _compared(self, sign: str, holds: bool, a: Expr, b: Expr, known: Known) -> dict[object, Interval]:
+        """What is left of the ranges of a and b."""
         sign = sign if holds else DENIED[sign]
+        if sign in ("greater", "greater_equal"):
+            sign, a, b = MIRRORED[sign], b, a
         x, y = self.range(a, known), self.range(b, known)
         match sign:
             case "less" | "less_equal":
                 strict = sign == "less"
-                below = Interval(-math.inf, y.high, high_open=strict or y.high_open)
-                above = Interval(x.low, math.inf, low_open=strict or x.low_open)
-            case "greater" | "greater_equal":
-                strict = sign == "greater"
-                below = Interval(y.low, math.inf, low_open=strict or y.low_open)
-                above = Interval(-math.inf, x.high, high_open=strict or x.high_open)
+                for_a = Interval(-math.inf, y.high, high_open=strict or y.high_open)
+                for_b = Interval(x.low, math.inf, low_open=strict or x.low_open)
             case "equal":
-                below, above = y, x
+                for_a, for_b = y, x
             case _:
-                below, above = _without(x, y), _without(y, x)
-        return {key(a): intervals.meet(x, below), key(b): intervals.meet(y, above)}
+                for_a, for_b = _without(x, y), _without(y, x)
+        return {key(a): intervals.meet(x, for_a), key(b): intervals.meet(y, for_b)}
 
     def slope(self, expr: Expr, variable: str) -> Slope:
         """How the expression moves with the argument of omega or upsilon; "?" where composition cannot tell."""

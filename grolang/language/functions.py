@@ -261,6 +261,8 @@ DENIED = {
     "equal": "not_equal",
     "not_equal": "equal",
 }
+#: each inequality, and the one that holds with its sides swapped
+MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
 #: conditions, and what compares: they bind looser than a product
 LOGICAL = frozenset(("choose", "and", "or", "not", *DENIED))
 BINARY = {row.symbol: row for row in ROWS if row.symbol and len(row.arguments) == 2}

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from grolang.language.intervals import Interval
 from grolang.language.scopes import AGGREGATED, ALL_OF, Scope
-from grolang.language.source import Span
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+from grolang.language.source import Frozen, Span
 
 
 class Node(Frozen):
@@ -126,9 +122,9 @@ class FunctionDefinition(Frozen):
 class Step(Frozen):
     """One step of an aggregation: `mean over tokens`, `sum over tokens / max_length`."""
 
-    function: Literal["sum", "mean"]
+    function: str  # sum or mean
     axis: str
-    divisor: float | str | None
+    divisor: float | str | None = None
     span: Span
 
     @property
@@ -162,7 +158,7 @@ class Law(Frozen):
         if self.aggregate is not None or self.body is None:
             return self.aggregate or ()
         axis = ALL_OF.get(self.body.scope)
-        return () if axis is None else (Step(function="mean", axis=axis, divisor=None, span=self.body.span),)
+        return () if axis is None else (Step(function="mean", axis=axis, span=self.body.span),)
 
 
 class MethodIR(Frozen):

@@ -49,10 +49,15 @@ class Source:
         return self.text.split("\n")[number - 1].rstrip("\r")
 
 
-class Span(BaseModel):
+class Frozen(BaseModel):
+    """A value: what it is made of is checked once, and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Span(Frozen):
     """A stretch of a source: the file's shown name and the offsets [start, end)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     file: str
     start: int
     end: int

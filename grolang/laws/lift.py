@@ -19,7 +19,7 @@ from grolang.language.diagnostics import GroError
 from grolang.language.functions import LOGICAL
 from grolang.language.ir import Call, Law, MethodIR, Named, Reduce
 from grolang.language.scopes import Scope, joined
-from grolang.language.source import Source, Span
+from grolang.language.source import Source
 from grolang.laws.check import check_law
 from grolang.laws.claims import Verdict
 from grolang.laws.draft import Draft, Taken
@@ -230,10 +230,6 @@ def _is_sum(expr: Named, method: MethodIR) -> bool:
 # --- aggregation -----------------------------------------------------------------------------------------------
 
 
-def _step(function: str, axis: str, span: Span) -> ir.Step:
-    return ir.Step(function="sum" if function == "sum" else "mean", axis=axis, divisor=None, span=span)
-
-
 def _unwrapped(
     terms: Sequence[_Term], steps: tuple[ir.Step, ...], method: MethodIR
 ) -> tuple[list[ir.Expr], tuple[ir.Step, ...]]:
@@ -250,7 +246,7 @@ def _unwrapped(
             raise NoForm("its terms are averaged in different ways")
         over = "sequences" if axis == "batch" and bodies[0].scope < Scope.TOKEN else axis
         kept = tuple(step for step in steps if axis == "group" and step.axis in ("groups", "batch"))
-        steps = (_step(function, over, bodies[0].span), *kept)
+        steps = (ir.Step(function=function, axis=over, span=bodies[0].span), *kept)
 
 
 def _negated(expr: ir.Expr) -> ir.Expr:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import sympy
 from sympy import Expr, Symbol
 
-from grolang.language.functions import DENIED, FUNCTIONS
+from grolang.language.functions import DENIED, FUNCTIONS, MIRRORED
 from grolang.language.scopes import Scope
 
 LOGP = Symbol("logp", real=True)
@@ -23,7 +23,6 @@ TOTAL = sympy.Function("sum over tokens", real=True)
 IF, OR, AND, NOT, COMPARE, SUM, PRODUCT, UNARY, POWER, ATOM = range(10)
 
 _SIGMOID = sympy.Function("sigmoid", real=True)
-_MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ def _comparison(word: str, left: Expr, right: Expr, book: Book, names: Mapping[E
         left = sum((term for term in terms if term.as_coeff_Mul()[0] > 0), sympy.Integer(0))
         right = sum((-term for term in terms if term.as_coeff_Mul()[0] < 0), sympy.Integer(0))
     if (right.has(Z) and not left.has(Z)) or (left.is_number and not right.is_number):
-        word, left, right = _MIRRORED.get(word, word), right, left
+        word, left, right = MIRRORED.get(word, word), right, left
     sides = _at(left, SUM, book, names), _at(right, SUM, book, names)
     return f"{sides[0]} {FUNCTIONS[word].symbol} {sides[1]}"
 
@@ -255,8 +254,8 @@ class _Algebra:
             return _chosen(*args)
         if function in ("and", "or") and args[0].is_number:
             return args[1] if bool(args[0] != 0) == (function == "and") else args[0]
-        if function in _MIRRORED and args[1] == 0 and args[0].as_coeff_Mul()[0] < 0:
-            return self.apply(_MIRRORED[function], -args[0], args[1])
+        if function in MIRRORED and args[1] == 0 and args[0].as_coeff_Mul()[0] < 0:
+            return self.apply(MIRRORED[function], -args[0], args[1])
         return sympy.Function(function, real=True)(*args)
 
 

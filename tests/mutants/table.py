@@ -645,8 +645,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "losses_summed",
             "a loss per sequence is summed, not averaged",
-            'Step(function="mean", axis=axis, divisor=None, span=self.body.span)',
-            'Step(function="sum", axis=axis, divisor=None, span=self.body.span)',
+            'Step(function="mean", axis=axis, span=self.body.span)',
+            'Step(function="sum", axis=axis, span=self.body.span)',
             f"methods/kto.gro {CLAIMS}",
         ),
     ),
