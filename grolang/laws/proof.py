@@ -22,6 +22,7 @@ for (`Normal.gaps`), as a factor, and only equal ones are equal.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import sympy
 from sympy import Expr, Function, Symbol
@@ -30,7 +31,7 @@ from grolang.compiler.program import MISMATCHED, Program
 from grolang.language.functions import FUNCTIONS
 from grolang.language.scopes import Scope
 
-_EXACT = {
+_EXACT: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * b,
@@ -38,7 +39,7 @@ _EXACT = {
     "negate": lambda a: -a,
     "stop": lambda x: x,
 }
-_SATURATED = {
+_SATURATED: dict[str, Callable[[Expr], Expr]] = {
     "exp": sympy.exp,
     "sigmoid": lambda x: 1 / (1 + sympy.exp(-x)),
     "tanh": lambda x: (sympy.exp(2 * x) - 1) / (sympy.exp(2 * x) + 1),
@@ -51,6 +52,9 @@ _IN_PLACE = frozenset(("spread", "stop", "chain", *FUNCTIONS))
 
 #: operations of an expression that is still expanded
 LARGEST = 400
+
+#: terms that an expression may have when it is expanded
+TERMS = 5000
 
 
 class Normal:
@@ -194,7 +198,7 @@ class Normal:
         step = self.program.steps[index]
         function, child = str(step.detail[0]), step.child
         others = step.others and child is not Scope.COMPARISON  # comparisons leave the sequence out already
-        inner = sympy.expand(self(step.args[0], opposite=opposite))
+        inner = _expanded(self(step.args[0], opposite=opposite))
         terms = [self._split(term, Scope.GROUP if others else step.scope) for term in sympy.Add.make_args(inner)]
         if function not in ("sum", "mean"):
             return self._shifted(index, opposite, terms)
@@ -283,7 +287,7 @@ class Normal:
             return self._count(child, parent, world, away)
         if child is Scope.COMPARISON and parent is Scope.SEQUENCE and inside.free_symbols <= self._behind.keys():
             # What is the others' alone: over the group, without the sequence's own.
-            of_one = sympy.expand(inside.xreplace(self._behind))
+            of_one = _expanded(inside.xreplace(self._behind))
             terms = [self._split(term, Scope.GROUP) for term in sympy.Add.make_args(of_one)]
             whole = (out * self._sum(rest, Scope.SEQUENCE, Scope.GROUP, world, opposite) for out, rest in terms)
             return sum(whole, sympy.Integer(0)) - of_one
@@ -300,9 +304,27 @@ class Normal:
 
     def cancelled(self, expr: Expr) -> Expr:
         """One form for equal rational functions of atoms and exponentials."""
-        if expr.count_ops() > LARGEST:
+        if expr.count_ops() > LARGEST or _terms(expr) > TERMS:
             return expr
         return self.paired(sympy.cancel(sympy.powsimp(sympy.expand(expr, power_exp=True), deep=False)))
+
+
+def _terms(expr: Expr) -> float:
+    """How many terms an expression may have when it is expanded, at most."""
+    if isinstance(expr, sympy.Add):
+        return sum(_terms(part) for part in expr.args)
+    if isinstance(expr, sympy.Mul):
+        return math.prod(_terms(part) for part in expr.args)
+    if isinstance(expr, sympy.Pow) and expr.exp.is_Integer:
+        k, n = min(_terms(expr.base), 1e6), abs(int(expr.exp))
+        return math.exp(min(700.0, math.lgamma(n + k) - math.lgamma(n + 1) - math.lgamma(k)))  # n + k − 1 over n
+    return 1.0
+
+
+def _expanded(expr: Expr) -> Expr:
+    if _terms(expr) > TERMS:
+        raise NotImplementedError("a power or product of too many terms")
+    return sympy.expand(expr)
 
 
 def proved_equal(program: Program) -> bool:
@@ -316,7 +338,7 @@ def proved_equal(program: Program) -> bool:
         if difference.count_ops() > 4000:
             return False
         numerator, denominator = sympy.fraction(difference)
-        products = sympy.expand(numerator)  # also exp(a + b) as exp(a) · exp(b), so that equal ones meet
+        products = _expanded(numerator)  # also exp(a + b) as exp(a) · exp(b), so that equal ones meet
         return bool(denominator != 0 and normal.paired(products) == 0)
     except (RecursionError, ZeroDivisionError, NotImplementedError, sympy.PolynomialError):
         return False

@@ -199,3 +199,13 @@ def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
 )
 def test_what_is_not_equal_is_not_proved(data: str, left: str, right: str) -> None:
     assert not proved_equal(values(left, right, data)[0])
+
+
+def test_a_power_of_too_many_terms_is_not_written_out() -> None:
+    """(a + b + c) ^ 1000 has half a million terms: the question is answered all the same."""
+    power = "(logp + logp_ref + r) ^ 1000"
+    assert proved_equal(values(power, power.replace("logp + logp_ref", "logp_ref + logp"), "prompts")[0])
+    assert not proved_equal(values(power, f"{power} * 1.5", "prompts")[0])
+    assert proved_equal(
+        values("(logp + r) ^ 20", "(logp + r) ^ 10 * (logp ^ 2 + 2 * logp * r + r ^ 2) ^ 5", "prompts")[0]
+    )
