@@ -18,6 +18,7 @@ from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import completion_figures, kl, preference_figures
 from grolang.runtime.rollout import Sampler, offline_draw
 from grolang.runtime.scoring import Scoring
+from grolang.runtime.sequences import mask_of
 from grolang.runtime.settings import RunSettings
 from grolang.runtime.step import Engine
 
@@ -136,8 +137,7 @@ def _entropies(engine: Engine, completions: Sequence[Completion]) -> Figures:
     """Entropy of the policy, and its divergence from the reference, over the tokens that it drew itself."""
     sampled = [one for one in completions if one.number is not None]
     pairs = [(one.example.prompt, one.ids) for one in sampled]
-    width = max(len(ids) for _, ids in pairs)
-    mask = torch.tensor([[at < len(ids) for at in range(width)] for _, ids in pairs], device=engine.device)
+    mask = mask_of([len(ids) for _, ids in pairs], engine.device)
     logp, entropy = engine.log_probs(engine.policy, pairs, mask, entropy=True)
     assert entropy is not None
     found = {"entropy": float(entropy[mask].mean())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -78,3 +78,18 @@ def anywhere(accelerator: Accelerator, here: bool) -> bool:
         return here
     there = torch.tensor(float(here), device=accelerator.device)
     return bool(accelerator.reduce(there, "sum") > 0)
+
+
+def add_up(parameters: Iterable[torch.nn.Parameter], processes: int) -> None:
+    """The sum over processes of the gradient of each parameter that is trained, in place; 0 where nothing was run.
+
+    A sum and no average: coefficients carry the denominators of the whole step.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if processes > 1:
+        waiting = [torch.distributed.all_reduce(parameter.grad, async_op=True) for parameter in trained]
+        for work in waiting:
+            work.wait()

@@ -33,13 +33,12 @@ from grolang.runtime.loop import Training
 from grolang.runtime.models import load_classifier, load_tokenizer, vocabulary, window
 from grolang.runtime.names import check_folder
 from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
-from grolang.runtime.processes import joined, share
+from grolang.runtime.processes import add_up, joined, share
 from grolang.runtime.progress import Screen
 from grolang.runtime.record import write_text
 from grolang.runtime.reward_model import pad_of, rewards
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
 from grolang.runtime.sharding import wanted
-from grolang.runtime.step import add_up
 from grolang.runtime.tracking import chosen
 
 APART, APART_MOST = 20, 256  # held out of data that comes without such rows: one pair in 20, and 256 at most
@@ -126,11 +125,7 @@ class RewardTraining(Training):
         began, settings = time.perf_counter(), self.settings
         examples = self.pairs.take(positions(settings.seed, len(self.pairs), draw * settings.batch, settings.batch))
         margins = self._margins(examples, train=True)
-        if self.accelerator.num_processes > 1:
-            for parameter in self.descent.named.values():
-                if parameter.grad is None:  # a process without a pair
-                    parameter.grad = torch.zeros_like(parameter)
-            add_up(self.descent.named.values())
+        add_up(self.descent.named.values(), self.accelerator.num_processes)
         norm = self.descent(draw)
         self.tokens += sum(len(one.prompt) + len(ids) for one in examples for ids in one.completions)
         found = {"step": draw + 1, **_figures(margins), "grad_norm": norm or 0.0}

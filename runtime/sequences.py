@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +14,12 @@ from grolang.runtime.examples import Ids
 
 Pair = tuple[Ids, Ids]
 """A prompt and a completion."""
+
+
+def mask_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """[S, T] bool: the first lengths[s] slots of row s, T the greatest of them."""
+    count = torch.tensor(lengths, device=device)[:, None]
+    return torch.arange(max(lengths), device=device)[None] < count
 
 
 @dataclass(frozen=True)

@@ -671,7 +671,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_rows(
-        "runtime/step.py",
+        "runtime/passes.py",
         (
             "micro_batches_averaged",
             "the gradients of micro-batches are averaged, not summed",
@@ -679,6 +679,9 @@ MUTANTS: tuple[Mutant, ...] = (
             "(loss * scale / self.micro_batch).backward()",
             EXACT,
         ),
+    ),
+    *_rows(
+        "runtime/step.py",
         (
             "crossed_with_itself",
             "the mismatched completion is the row's own",
