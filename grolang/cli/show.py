@@ -87,13 +87,12 @@ def _bodies(method: MethodIR) -> list[tuple[str, Expr]]:
 
 def _needs(source: Source) -> str:
     from grolang.compiler.lowering import lower
-    from grolang.compiler.needs import KNOWN, needs, vanishing
+    from grolang.compiler.needs import KNOWN, needs_of, vanishing
     from grolang.compiler.on_policy import on_policy
     from grolang.compiler.schedule import schedule
 
     method = check(source).unwrap()
-    program = lower(method)
-    found = needs(program, tuple(method.scores))
+    program, found = lower(method), needs_of(method)
     rows = [
         ("data", " + ".join(method.data)),
         ("scores", ", ".join(found.scores) or "none"),

@@ -9,8 +9,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from grolang.compiler.lowering import lower
-from grolang.compiler.needs import needs
+from grolang.compiler.needs import needs_of
 from grolang.language import library
 from grolang.language.checker import check
 
@@ -20,8 +19,7 @@ def index() -> str:
     lines = []
     for source in library.built_in().values():
         method = check(source).unwrap()
-        words = needs(lower(method), tuple(method.scores)).words
-        row = {"data": list(method.data), "needs": words, "title": method.title}
+        row = {"data": list(method.data), "needs": needs_of(method).words, "title": method.title}
         lines.append(f"{json.dumps(method.name)}: {json.dumps(row, ensure_ascii=False)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -77,13 +77,18 @@ def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
     )
 
 
+def needs_of(method: MethodIR) -> Needs:
+    """Of a method with its parameters as they are set."""
+    return needs(lower(method), tuple(method.scores))
+
+
 def vanishing(method: MethodIR) -> dict[str, list[str]]:
     """Parameters that drop a need when they are 0: `beta = 0` drops a penalty and with it the reference model."""
-    whole = needs(lower(method), tuple(method.scores))
+    whole = needs_of(method)
     found = {}
     for name, row in method.parameters.items():
         if 0.0 in row.interval and row.value != 0:
-            without = needs(lower(bound(method, {name: 0.0})), tuple(method.scores))
+            without = needs_of(bound(method, {name: 0.0}))
             if dropped := [word for word in whole.words if word not in without.words]:
                 found[name] = dropped
     return found

@@ -12,12 +12,15 @@ from grolang.explain.components import Components, argues, components, plain_bod
 from grolang.explain.formula import NOTHING, Formula
 from grolang.explain.notation import BIG, OPEN, PRODUCT, SUM, named
 from grolang.explain.printer import (
+    GROUP,
     HELD,
     MEMBER,
     MINUS,
     NEGATIVE,
+    SEQUENCE,
     SIGMA,
     TIMES,
+    TOKEN,
     Printer,
     length,
     number,
@@ -147,30 +150,29 @@ def _sum(printer: Printer, step: ir.Step, left: Scope) -> Formula:
     domains, count = _domain(step.axis, left)
     whole = NOTHING.join(under(SIGMA, domain) for domain in domains)
     if step.axis == "sequences" and left is Scope.GROUP:
-        whole += size(_G) + TIMES
+        whole += size(GROUP) + TIMES
     counts = ([count] if step.function == "mean" else []) + _divisor(step)
     return printer.share(counts) + whole if counts else whole
 
 
-_I, _T, _G = Formula.plain("i"), Formula.plain("t"), Formula.plain("g")
-_OF_GROUP = _I + MEMBER + _G
+_OF_GROUP = SEQUENCE + MEMBER + GROUP
 
 
 def _domain(axis: str, left: Scope) -> tuple[list[Formula], Formula]:
     """What a step of an aggregation runs over, and how many terms that is."""
     match axis, left:
         case "tokens", _:
-            return [_T], length(_I)
+            return [TOKEN], length(SEQUENCE)
         case "group", Scope.TOKEN:
-            return [_OF_GROUP, _T], under(SIGMA, _OF_GROUP) + length(_I)
+            return [_OF_GROUP, TOKEN], under(SIGMA, _OF_GROUP) + length(SEQUENCE)
         case "group", _:
-            return [_OF_GROUP], size(_G)
+            return [_OF_GROUP], size(GROUP)
         case "batch", Scope.TOKEN:
-            return [_I, _T], Formula.plain("N")
+            return [SEQUENCE, TOKEN], Formula.plain("N")
         case ("sequences", _) | ("batch", Scope.SEQUENCE):
-            return [_I if left is Scope.SEQUENCE else _G], Formula.plain("S")
+            return [SEQUENCE if left is Scope.SEQUENCE else GROUP], Formula.plain("S")
         case _:
-            return [_G], Formula.plain("G")
+            return [GROUP], Formula.plain("G")
 
 
 def _divisor(step: ir.Step) -> list[Formula]:
@@ -212,7 +214,7 @@ def _weight(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> Formula
     counts, times = list[Formula](), NOTHING
     for step, left, _ in ir.taken(steps, scope):
         if step.axis == "sequences" and left is Scope.GROUP:
-            times = size(_G) + TIMES
+            times = size(GROUP) + TIMES
         if step.function == "mean":
             counts.append(_domain(step.axis, left)[1])
         counts += _divisor(step)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from grolang.compiler.lowering import lower
-from grolang.compiler.needs import KNOWN, Needs, needs, vanishing
+from grolang.compiler.needs import KNOWN, needs_of, vanishing
 from grolang.compiler.program import MISMATCHED
 from grolang.compiler.schedule import schedule
 from grolang.explain.components import components
@@ -103,14 +103,9 @@ _SECOND = {"group": "every group fits into a micro-batch", "batch": "it is one m
 # --- what a step costs ---------------------------------------------------------------------------------------------
 
 
-def requirements(method: MethodIR) -> Needs:
-    """What the method needs (compiler/needs.py)."""
-    return needs(lower(method), tuple(method.scores))
-
-
 def cost(method: MethodIR) -> tuple[tuple[str, str], ...]:
     """What one optimizer step draws and passes through which model, and when its coefficients are known."""
-    needed, program = requirements(method), lower(method)
+    needed, program = needs_of(method), lower(method)
     crossed = {name for name, world in program.loads("coefficient", "penalty") if world == MISMATCHED}
     rows = [("policy, with gradient", "1 pass over every sequence")]
     known = _SECOND.get(needed.scope)

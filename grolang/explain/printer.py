@@ -27,7 +27,7 @@ from grolang.explain.notation import (
     Moved,
     Notation,
 )
-from grolang.explain.tidy import TRUTHS, ratio, tidied, truth, unsigned
+from grolang.explain.tidy import TRUTHS, tidied, truth, unsigned
 from grolang.language.functions import DENIED, OBSERVABLES
 from grolang.language.ir import Argument, Call, Expr, MethodIR, Named, Number, Observed, Parameter, Reduce
 from grolang.language.scopes import Scope
@@ -43,17 +43,21 @@ HELD = Formula(r"\left({0}\right)", "({0})")
 _SHORT = 40  # an exponent of more characters is written as exp(…)
 
 
+#: the usual letters of indices
+SEQUENCE, TOKEN, GROUP = Formula.plain("i"), Formula.plain("t"), Formula.plain("g")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a value is read: the indices of its sequence, token and group, and the letters that are taken.
 
-    `own` is the sequence whose others a reduction runs over.
+    `own` is the sequence whose others a reduction runs over; nothing within a reduction that stands in no sequence.
     """
 
-    own: Formula = NOTHING
-    sequence: Formula = NOTHING
-    token: str = ""
-    group: str = ""
+    own: Formula = SEQUENCE
+    sequence: Formula = SEQUENCE
+    token: Formula = TOKEN
+    group: Formula = GROUP
     taken: frozenset[str] = frozenset()
 
 
@@ -97,34 +101,30 @@ class Printer:
 
     def place(self, scope: Scope) -> Place:
         """Where a value of this scope stands, seen from outside."""
-        sequence = "i" if scope >= Scope.SEQUENCE else ""
-        token = "t" if scope is Scope.TOKEN else ""
-        group = "g" if scope >= Scope.GROUP else ""
-        index = Formula.plain(sequence)
-        return Place(index, index, token, group, frozenset(sequence + token + group))
+        letters = (("g", Scope.GROUP), ("i", Scope.SEQUENCE), ("t", Scope.TOKEN))
+        return Place(taken=frozenset(letter for letter, own in letters if scope >= own))
 
-    def _letter(self, letters: str, place: Place) -> str:
+    def _letter(self, letters: str, place: Place) -> Formula:
         names = {*self.method.parameters, *self.method.definitions, *self.method.scores}
-        return next(letter for letter in letters if letter not in place.taken | names)
+        return Formula.plain(next(letter for letter in letters if letter not in place.taken | names))
 
     def _with_token(self, place: Place) -> Place:
         letter = self._letter("tksuv", place)
-        return replace(place, token=letter, taken=place.taken | {letter})
+        return replace(place, token=letter, taken=place.taken | {letter.text})
 
-    def _with_sequence(self, place: Place, group: str) -> Place:
-        letter = self._letter("ijnqr", place)
-        return replace(place, sequence=Formula.plain(letter), token="", group=group, taken=place.taken | {letter})
+    def _with_sequence(self, place: Place) -> Place:
+        letter, own = self._letter("ijnqr", place), place.own if SEQUENCE.text in place.taken else NOTHING
+        return replace(place, own=own, sequence=letter, taken=place.taken | {letter.text})
 
     def index(self, scope: Scope, place: Place) -> Formula:
         """The subscript of a value of this scope."""
-        sequence = place.sequence or Formula.plain("i")
         match scope:
             case Scope.TOKEN:
-                return sequence + Formula(",", "") + (place.token or "t")
+                return place.sequence + Formula(",", "") + place.token
             case Scope.SEQUENCE | Scope.COMPARISON:
-                return sequence
+                return place.sequence
             case Scope.GROUP:
-                return Formula.plain(place.group or "g")
+                return place.group
             case _:
                 return NOTHING
 
@@ -148,7 +148,7 @@ class Printer:
                 return self._observed(expr, place)
             case Named():
                 return self._named(expr, place)
-            case Argument() if place.sequence in (NOTHING, place.own):
+            case Argument() if place.sequence == place.own:
                 return Written.at(ATOM, self.arguments[expr.name])
             case Argument():  # of another sequence
                 return Written.at(ATOM, self.symbol({"omega": "z"}.get(expr.name, "advantage"), expr.scope, place))
@@ -213,9 +213,8 @@ class Printer:
         match expr := tidied(expr):
             case Call(function="negate", arguments=(Call(function="expm1", arguments=(x,)),)):
                 return Written.at(SUM, Formula("1 - e^{{{0}}}", "1 − exp({0})").format(self.at(x, place)))
-            case Call(function="subtract", arguments=(Observed() as above, Observed() as below)) if ratio(above, below):
-                log = Formula(r"\log {0}", "log({0})")
-                return Written(log.format(self._ratio(above, below, place)), PRODUCT, ATOM)
+            case Call(function="subtract") if shared := self._ratio(expr, place):
+                return Written(Formula(r"\log {0}", "log({0})").format(shared), PRODUCT, ATOM)
             case Call(function="exp", arguments=(x,)):
                 return self._exponential(x, place)
             case Call(function="choose"):
@@ -225,16 +224,23 @@ class Printer:
 
     def _exponential(self, x: Expr, place: Place) -> Written:
         """A ratio where x is the difference of two log-probs, else, in LaTeX, a power where x is short."""
-        match x:
-            case Call(function="subtract", arguments=(Observed() as above, Observed() as below)) if ratio(above, below):
-                return Written(self._ratio(above, below, place), PRODUCT, BIG)
+        if shared := self._ratio(x, place):
+            return Written(shared, PRODUCT, BIG)
         power = self.at(x, place)
         whole = notation.FUNCTIONS["exp"].template.format(power)
         if len(power.latex) <= _SHORT and r"\frac" not in power.latex:
             return Written(Formula(f"e^{{{power.latex}}}", whole.text), POWER, ATOM)
         return Written.at(ATOM, whole)
 
-    def _ratio(self, above: Observed, below: Observed, place: Place) -> Formula:
+    def _ratio(self, expr: Expr, place: Place) -> Formula:
+        """Of the difference of two log-probs: the ratio whose logarithm it is; blank for the rest."""
+        match expr:
+            case Call(function="subtract", arguments=(Observed() as above, Observed() as below)):
+                logps = above.name.startswith("logp") and below.name.startswith("logp")
+                if not logps or above.name == below.name:
+                    return NOTHING
+            case _:
+                return NOTHING
         parts = [self._observed(part, place).formula for part in (above, below)]
         parts = [Formula(part.latex.removeprefix(r"\log "), part.text.removeprefix("log ")) for part in parts]
         return Formula(r"\frac{{{0}}}{{{1}}}", "{0} / {1}").format(*parts)
@@ -309,7 +315,7 @@ class Printer:
 
     def _moved(self, row: Moved, place: Place) -> Place:
         """The place of the other sequence that a form reads."""
-        letter = place.sequence or Formula.plain(self._letter("ijnqr", place))
+        letter = place.sequence
         if "@own" in row.index.latex:
             return replace(place, sequence=place.own)
         if "{" in row.index.latex:  # an accent stands in place of the dot
@@ -321,7 +327,7 @@ class Printer:
     def _later(self, row: Notation, expr: Call, place: Place) -> Written:
         """A sum over later tokens; a discount of 1 is not written."""
         later = self._with_token(place)
-        template = row.template.replace("@k", Formula.plain(later.token))
+        template = row.template.replace("@k", later.token)
         value, discount = expr.arguments
         if isinstance(discount, Number) and discount.value == 1:
             sums = Formula(template.latex.partition("{1}")[0], template.text.partition("{1}")[0])
@@ -354,35 +360,29 @@ class Printer:
 
     def _range(self, scope: Scope, axis: str, place: Place) -> tuple[Place, list[Formula], Formula]:
         """What a reduction runs over: the inner place, the domains of its letters, and how many terms there are."""
-        own, group = place.sequence or Formula.plain("i"), Formula.plain(place.group or "g")
         if axis == "tokens":
             inner = self._with_token(place)
-            return inner, [Formula.plain(inner.token)], length(own)
-        inner = self._with_sequence(place, group.text)
+            return inner, [inner.token], length(place.sequence)
+        inner = self._with_sequence(place)
         letter = inner.sequence
         if axis == "batch":
-            inner = replace(inner, group=f"g({letter.text})")
+            inner = replace(inner, group=GROUP + "(" + letter + ")")
             domain, sequences = letter, Formula.plain("S")
         else:
-            domain, sequences = letter + MEMBER + group, size(group)
+            domain, sequences = letter + MEMBER + place.group, size(place.group)
             if axis == "others":
-                domain, sequences = domain + Formula(r" \setminus ", "∖") + own, sequences + MINUS + "1"
-                inner = replace(inner, own=own)
+                domain, sequences = domain + Formula(r" \setminus ", "∖") + place.sequence, sequences + MINUS + "1"
+                inner = replace(inner, own=place.sequence)
         if scope is not Scope.TOKEN:
             return inner, [domain], sequences
         inside = self._with_token(inner)
         tokens = Formula.plain("N") if axis == "batch" else under(SIGMA, domain) + length(letter)
-        return inside, [domain, Formula.plain(inside.token)], tokens
+        return inside, [domain, inside.token], tokens
 
 
 def _filled(template: Formula, place: Place) -> Formula:
     """With the indices of a place for its marks."""
-    marks = (
-        ("@i", place.sequence or Formula.plain("i")),
-        ("@t", Formula.plain(place.token or "t")),
-        ("@g", Formula.plain(place.group or "g")),
-    )
-    for mark, index in marks:
+    for mark, index in (("@i", place.sequence), ("@t", place.token), ("@g", place.group)):
         template = template.replace(mark, index)
     return template
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from grolang.compiler.needs import needs_of
 from grolang.explain.components import argues, components, plain_body
 from grolang.explain.document import Block, Document, Items, Link, Paragraph, Section, Table, Words
-from grolang.explain.facts import bias, requirements
+from grolang.explain.facts import bias
 from grolang.explain.formula import Formula
 from grolang.explain.notation import ATOM, OPEN, PRODUCT, SUM
 from grolang.explain.printer import MINUS, Printer, Written
@@ -55,7 +56,7 @@ def row(method: MethodIR, findings: Sequence[Diagnostic]) -> Row:
         anchor=printer.of(plain_body("anchor", method)).tight() if compares else None,
         baseline=printer.of(plain_body("baseline", method)).tight(),
         advantage=_advantage(printer).tight(),
-        needs=", ".join(requirements(method).words) or "–",
+        needs=", ".join(needs_of(method).words) or "–",
         bias=bias(method, findings).word,
         aggregation=", ".join(step.text for step in method.aggregate),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grolang.language.functions import DENIED
-from grolang.language.ir import Call, Expr, MethodIR, Named, Number, Observed
+from grolang.language.ir import Call, Expr, MethodIR, Named, Number
 
 #: functions that are 1 where something holds and 0 elsewhere
 TRUTHS = (*DENIED, "not")
@@ -37,11 +37,6 @@ def tidied(expr: Call) -> Call:
 
 def _made(function: str, first: Expr, second: Expr, like: Call) -> Call:
     return like.model_copy(update={"function": function, "arguments": (first, second)})
-
-
-def ratio(above: Observed, below: Observed) -> bool:
-    """Whether the difference of two observables is the logarithm of a ratio of probabilities."""
-    return above.name.startswith("logp") and below.name.startswith("logp") and above.name != below.name
 
 
 def truth(expr: Expr, method: MethodIR) -> bool:
