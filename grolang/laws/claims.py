@@ -55,11 +55,11 @@ class Verdict:
     """What became of a claim: "proved" (for every batch, proof.py), "held" on `tried` batches, or "failed"."""
 
     law: str
-    claim: str
     outcome: str
     tried: int = 0
     counterexample: Counterexample | None = None
     error: str = ""
+    claim: str = ""  # in a few words
 
     @property
     def good(self) -> bool:
@@ -280,10 +280,10 @@ def search(pair: Compared, *, examples: int, seed: int) -> Verdict:
     except (_Different, _Enough):
         if not found:
             raise broken[0] from None
-        return Verdict(pair.name, "", "failed", tried, _smallest(pair, *found[-1]))
+        return Verdict(pair.name, "failed", tried, _smallest(pair, *found[-1]))
     except hypothesis.errors.Unsatisfiable:
-        return Verdict(pair.name, "", "failed", tried, error="no batch gave finite coefficients on both sides")
-    return Verdict(pair.name, "", "held", tried)
+        return Verdict(pair.name, "failed", tried, error="no batch gave finite coefficients on both sides")
+    return Verdict(pair.name, "held", tried)
 
 
 def _smallest(pair: Compared, batch: Batch, draw: int) -> Counterexample:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import sympy
 from sympy import Expr
@@ -17,7 +16,7 @@ from sympy import Expr
 from grolang.language import ir
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
-from grolang.laws.spelling import ALGEBRA, LENGTH, LOGP, TOTAL, Book, Z
+from grolang.laws.spelling import ALGEBRA, LENGTH, LOGP, TOTAL, Book, Z, signs_squared
 from grolang.laws.terms import NoForm, Terms, affine, slope
 
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
@@ -195,19 +194,11 @@ def _contrast(pushed: Expr, variable: Expr, book: Book) -> tuple[Expr, Expr, Exp
         alpha = sympy.Mul(*(part for part in sympy.Mul.make_args(alpha) if book.scope(part) > Scope.CONST))
     places = {}
     for node, _, factor, _, constants in rows:
-        ratio = _signs(sympy.cancel(factor / alpha))
+        ratio = signs_squared(sympy.cancel(factor / alpha), _LABEL)
         if book.scope(ratio.xreplace({_LABEL: ONE})) > Scope.CONST:
             raise NoForm("it scales one distance in two ways")
         places[node] = ratio * Z + constants
-    return distances.pop(), alpha, _signs(_tidy(_replaced(pushed, places)))
-
-
-def _signs(expr: Expr) -> Expr:
-    """A label is 1 or -1: its square is 1."""
-    return expr.replace(
-        lambda part: part.is_Pow and part.base == _LABEL and part.exp.is_Integer,
-        lambda part: _LABEL if part.exp % 2 else ONE,
-    )
+    return distances.pop(), alpha, signs_squared(_tidy(_replaced(pushed, places)), _LABEL)
 
 
 def _unit(rate: Expr) -> tuple[Expr, Expr]:
@@ -415,4 +406,6 @@ def _tidy(expr: Expr) -> Expr:
                 return number * inner.func(-inner.args[0])
         return part
 
-    return reduce(lambda made, _: made.replace(lambda part: part.is_Add, mended), range(2), expr)
+    for _ in range(2):  # one may stand within another
+        expr = expr.replace(lambda part: part.is_Add, mended)
+    return expr

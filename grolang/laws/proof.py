@@ -30,6 +30,7 @@ from sympy import Expr, Function, Symbol
 from grolang.compiler.program import MISMATCHED, Program
 from grolang.language.functions import FUNCTIONS
 from grolang.language.scopes import Scope
+from grolang.laws.spelling import signs_squared
 
 _EXACT: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: a + b,
@@ -77,12 +78,7 @@ class Normal:
     def paired(self, expr: Expr) -> Expr:
         """label² = 1."""
         label = self._atom("label", Scope.SEQUENCE)
-        if label not in expr.free_symbols:
-            return expr
-        return expr.replace(
-            lambda part: part.is_Pow and part.base == label and part.exp.is_Integer,
-            lambda part: label if part.exp % 2 else sympy.Integer(1),
-        )
+        return signs_squared(expr, label) if label in expr.free_symbols else expr
 
     def _atom(self, name: str, scope: Scope) -> Symbol:
         count = name.removeprefix("opposite ").startswith("#")  # of what is there, so 1 at least

@@ -79,6 +79,14 @@ class Book:
         return expr.func(*(self.away(argument) for argument in expr.args))
 
 
+def signs_squared(expr: Expr, label: Symbol) -> Expr:
+    """A label is 1 or -1: its square is 1."""
+    return expr.replace(
+        lambda part: part.is_Pow and part.base == label and part.exp.is_Integer,
+        lambda part: label if part.exp % 2 else sympy.Integer(1),
+    )
+
+
 def spelled(expr: Expr, book: Book, names: Mapping[Expr, str] | None = None) -> str:
     """An expression in the language; what `names` knows is written by its name."""
     return _written(expr, book, names or {})[0]
