@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.data import Record, Rows, as_label, is_conversation, refuse
+from grolang.runtime.data import Record, Rows, refuse
+from grolang.runtime.forms import as_label, is_conversation
 
 Ids = list[int]
 ROUNDED = 1e-3  # above 0, what rounding makes of the log-prob of a certain token

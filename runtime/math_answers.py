@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.data import text_of
+from grolang.runtime.forms import text_of
 
 SECONDS = 5.0  # for one comparison
 START = 120.0  # for a child to import sympy on a busy machine

@@ -15,21 +15,8 @@ HUB = re.compile(r"(?!.*(--|\.\.))[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?")
 PATIENCE = 10.0  # seconds for the hub to answer at all
 
 FILES = (
-    ".jsonl",
-    ".ndjson",
-    ".json",
-    ".csv",
-    ".parquet",
-    ".arrow",
-    ".gz",
-    ".bz2",
-    ".xz",
-    ".safetensors",
-    ".bin",
-    ".gguf",
-    ".pt",
-    ".pth",
-    ".ckpt",
+    *(".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow", ".gz", ".bz2", ".xz"),
+    *(".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt"),
 )
 """Endings that files have and hub names do not."""
 

@@ -23,9 +23,9 @@ from grolang import Method
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
 from grolang.runtime.figures import Figures
+from grolang.runtime.parts import data_parts
 from grolang.runtime.record import FILE, Record, as_json, process, write_text
 from grolang.runtime.settings import RunSettings, to_toml
-from grolang.runtime.setup import data_files
 
 PACKAGES = ("grolang", "torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
@@ -176,8 +176,8 @@ def command() -> str | None:
 
 def fingerprints(method: Method, settings: RunSettings) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every data file; of a name on the hub nothing is known here."""
-    names = [*data_files(method.data, settings), *([settings.eval_data] if settings.eval_data else [])]
-    return {name: fingerprint(Path(name)) for name in names}
+    names = [part.name for part in data_parts(method.data, settings)]
+    return {name: fingerprint(Path(name)) for name in (*names, settings.eval_data) if name}
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

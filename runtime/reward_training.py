@@ -22,11 +22,12 @@ from torch.nn.functional import logsigmoid
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints, defaults
-from grolang.runtime.data import checked, open_rows
+from grolang.runtime.data import open_rows
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import Measured
 from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_examples, positions
 from grolang.runtime.figures import Figures
+from grolang.runtime.forms import checked
 from grolang.runtime.interrupts import held_interrupts
 from grolang.runtime.launch import settings_of
 from grolang.runtime.loop import Training

@@ -9,8 +9,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from grolang.runtime.data import Record, is_conversation
+from grolang.runtime.data import Record
 from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
+from grolang.runtime.forms import is_conversation
 from grolang.runtime.processes import of_all, share
 from grolang.runtime.sampling import Drawn, Generator, Sampling
 from grolang.runtime.scoring import Scoring, counts

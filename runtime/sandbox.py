@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.data import text_of
+from grolang.runtime.forms import text_of
 
 SECONDS = 10.0  # of a program with its tests, on the clock and of computing
 START = 5.0  # more on the clock, for Python to start on a busy machine

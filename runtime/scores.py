@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.calls import Caller, NoAnswer
-from grolang.runtime.data import Record, text_of
+from grolang.runtime.data import Record
+from grolang.runtime.forms import text_of
 from grolang.runtime.verifiers import ScoreFunction
 
 RESERVED = ("prompt", "prompts", "completion", "completions", "completion_ids", "chosen", "rejected")

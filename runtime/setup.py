@@ -18,14 +18,16 @@ from grolang.compiler.fused import launch
 from grolang.language.diagnostics import GroError
 from grolang.runtime import defaults
 from grolang.runtime.adapters import WithoutAdapter, add_lora, need, quantization
-from grolang.runtime.data import COLUMNS, Part, Rows, check_filled, checked, open_rows, read_parts
+from grolang.runtime.data import Rows, open_rows
 from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
 from grolang.runtime.examples import Encoder, Examples, Limits, Together, load_examples, with_demonstrations
 from grolang.runtime.feed import Feed, Mixture, Past
+from grolang.runtime.forms import COLUMNS, check_filled, checked
 from grolang.runtime.models import frozen_copy, load_model, load_tokenizer, recompute_activations, vocabulary, window
 from grolang.runtime.names import check_folder
 from grolang.runtime.packing import enable
+from grolang.runtime.parts import data_parts
 from grolang.runtime.policy import Policy, check_head
 from grolang.runtime.rollout import Sampler
 from grolang.runtime.sampling import Sampling, Stop, end_ids
@@ -127,18 +129,6 @@ def _past(method: Method, settings: RunSettings, say: Callable[[str], None]) -> 
 def _sampling(settings: RunSettings, ends: frozenset[int], limit: int, encoder: Encoder) -> Sampling:
     told = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k", "min_p")}
     return Sampling(ends, limit, **told, stop=Stop(settings.stop, encoder.tokenizer) if settings.stop else None)
-
-
-def data_files(kinds: Sequence[str], settings: RunSettings) -> list[str]:
-    """The names of all data files."""
-    return [part.name for part in data_parts(kinds, settings)]
-
-
-def data_parts(kinds: Sequence[str], settings: RunSettings) -> list[Part]:
-    """The files of each data kind: the embedded rows, or what `--data` says."""
-    if not settings.data:
-        return [Part(str(defaults.data_path(kind, "train")), kind) for kind in kinds]
-    return read_parts(settings.data, kinds)
 
 
 def _scorers(

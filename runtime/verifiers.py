@@ -14,7 +14,7 @@ from typing import Any
 import regex as timed
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.data import text_of
+from grolang.runtime.forms import text_of
 from grolang.runtime.math_answers import SECONDS as MATH_SECONDS
 from grolang.runtime.math_answers import MathAnswer
 from grolang.runtime.sandbox import FENCE, Code

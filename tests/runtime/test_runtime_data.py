@@ -17,8 +17,9 @@ import pytest
 from conftest import TEMPLATE, Write, rows_of, tokenizer
 
 from grolang import GroError
-from grolang.runtime.data import broken_line, check_columns, check_filled, check_rows, open_rows, with_prompts
+from grolang.runtime.data import broken_line, open_rows
 from grolang.runtime.examples import Encoder, Limits, load_examples, positions, with_demonstrations
+from grolang.runtime.forms import check_columns, check_filled, check_rows, with_prompts
 from grolang.runtime.names import check_folder
 
 ENCODER = Encoder(tokenizer())

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from grolang import GroError
 from grolang.runtime import Outcome, resolve, start
-from grolang.runtime.data import Part, open_rows, read_parts
+from grolang.runtime.data import open_rows
 from grolang.runtime.examples import Encoder, Limits, load_examples
 from grolang.runtime.feed import Mixture
+from grolang.runtime.parts import Part, read_parts
 from grolang.runtime.setup import Run, prepare
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 6, "lr": 1e-3, "max_completion": 6, "micro_batch": 16, "eval_rows": 0}
