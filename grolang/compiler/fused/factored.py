@@ -14,7 +14,6 @@ from .head import Head
 from .launch import RowKernel
 from .products import spans
 from .recompute import add_recomputed
-from .rows import Rows
 from .single import Pass
 from .sweep import FROZEN, Sums, Sweep, chunk_limit, finished, row_limit, zero_sums
 
@@ -72,7 +71,7 @@ def factored_pass(
             work.kept(rows, cuts[rows.start][0], keep)
         else:
             work.streamed(rows, cuts[rows.start])
-    return Pass(work.rows, work.coefficients, finished(hidden, head, work.d_hidden, work.sums))
+    return Pass(work.sweep.seen(), work.coefficients, finished(hidden, head, work.d_hidden, work.sums))
 
 
 class _Units:
@@ -86,15 +85,10 @@ class _Units:
         self.coefficients = torch.empty_like(sweep.logp)
         self.scratch: list[Sums] = []
 
-    @property
-    def rows(self) -> Rows:
-        return Rows(self.sweep.logp, self.sweep.lse, self.sweep.entropy)
-
     def learn(self, rows: slice) -> Tensor:
         """Set the coefficients of whole units whose log-probs are known; give s."""
-        sweep = self.sweep
-        s = self.scale(rows, sweep.logp[rows], None if sweep.entropy is None else sweep.entropy[rows])
-        s = s.to(sweep.precise.sums)
+        found = self.sweep.seen(rows)
+        s = self.scale(rows, found.logp, found.entropy).to(self.sweep.precise.sums)
         self.coefficients[rows] = s if self.w is None else torch.where(self.w[rows] == 0, 0, s * self.w[rows])
         return s
 

@@ -36,7 +36,7 @@ def forward(
     sweep = Sweep(hidden, head, targets, chunks, entropy=entropy)
     for rows in chunks:
         sweep.read_log_probs(rows)
-    return Rows(sweep.logp, sweep.lse, sweep.entropy)
+    return sweep.seen()
 
 
 def logps(

@@ -49,9 +49,9 @@ def single_pass(
     for rows in chunks:
         c = sweep.read(rows)
         if coefficient is not None:
-            c = coefficient(rows, sweep.logp[rows], None if sweep.entropy is None else sweep.entropy[rows])
+            found = sweep.seen(rows)
+            c = coefficient(rows, found.logp, found.entropy)
         assert c is not None, "bug in grolang: neither a coefficient nor a kernel that has one"
         coefficients[rows] = c
         sweep.add(rows, coefficients[rows], d_hidden, sums)
-    found = Rows(sweep.logp, sweep.lse, sweep.entropy)
-    return Pass(found, coefficients, finished(hidden, head, d_hidden, sums))
+    return Pass(sweep.seen(), coefficients, finished(hidden, head, d_hidden, sums))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grolang.language.diagnostics import GroError
 
-from .head import Head, hidden_gradient, logits, products
+from .head import ALL, Head, hidden_gradient, logits, products
 from .launch import RowKernel, reduced
 from .pages import on_huge_pages
 from .products import Precision, multiply, precision, rounds, spans
@@ -184,6 +184,10 @@ class Sweep:
         if own is not None:
             add_own(self.head, own, self.hidden[places], targets, c, product, sums.weight)
         d_hidden.index_copy_(0, places, product.mul_(c.unsqueeze(1)))
+
+    def seen(self, rows: slice = ALL) -> Rows:
+        """What is known of rows that were read."""
+        return Rows(self.logp[rows], self.lse[rows], None if self.entropy is None else self.entropy[rows])
 
     @property
     def rounded(self) -> bool:
