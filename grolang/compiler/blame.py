@@ -26,33 +26,32 @@ def not_finite(run: Run, output: str, sources: Mapping[str, Source]) -> NotFinit
     while (cause := _cause(run, index, place)) is not None:
         index, place = cause
     step = run.program.steps[index]
-    made = float(run.values[index].reshape(-1)[place])
-    where = _place(run, index, place)
+    found = f"{float(run.values[index].reshape(-1)[place]):g}{_place(run, index, place)}"
     if step.op == "load":
-        message = f"`{step.detail[0]}` is {made:g}{where}"
-        finding = Diagnostic(code="E902", severity="error", message=message, help=supplier(str(step.detail[0])))
+        message, help = f"`{step.detail[0]}` is {found}", supplier(str(step.detail[0]))
+        finding = Diagnostic(code="E902", severity="error", message=message, help=help)
     else:
-        divisor = step.op == "divide"
-        own = _text(run, index, sources)  # a derivative's steps have the text of what is differentiated
-        told = (
-            step.args[1:]
-            if divisor
-            else [part for part in step.args if _text(run, part, sources) not in (own, "const")]
-        )
-        inputs = [f"`{_text(run, part, sources)}` = {_value(run, part, step.scope, place)}" for part in told[:3]]
-        finding = Diagnostic(
-            code="E902",
-            severity="error",
-            message=f"a {output} is not finite: this is {made:g}{where}",
-            span=step.span,
-            label=", ".join(inputs),
-            help="guard it, for example `… / x if x > 0 else 0`, or add a small number to the divisor"
-            if divisor
-            else "keep the argument in the range where the function is finite",
-        )
+        message, help = f"a {output} is not finite: this is {found}", _HELP.get(step.op, _HELP[""])
+        label = ", ".join(_inputs(run, index, place, sources))
+        finding = Diagnostic(code="E902", severity="error", message=message, span=step.span, label=label, help=help)
     error = NotFinite([finding], sources)
     error.rows = _rows(run, index, place)
     return error
+
+
+_HELP = {
+    "divide": "guard it, for example `… / x if x > 0 else 0`, or add a small number to the divisor",
+    "": "keep the argument in the range where the function is finite",
+}
+
+
+def _inputs(run: Run, index: int, place: int, sources: Mapping[str, Source]) -> list[str]:
+    """What a step was made of there, `text` = number; of a quotient its divisor alone."""
+    step = run.program.steps[index]
+    texts = {part: _text(run, part, sources) for part in step.args}
+    own = _text(run, index, sources)  # a derivative's steps have the text of what is differentiated
+    told = step.args[1:] if step.op == "divide" else [part for part in step.args if texts[part] not in (own, "const")]
+    return [f"`{texts[part]}` = {_value(run, part, step.scope, place)}" for part in told[:3]]
 
 
 def supplier(name: str) -> str:

@@ -81,18 +81,9 @@ def _loss(
 
 @_loss.register_fake
 def _shapes(
-    hidden: Tensor,
-    targets: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    temperature: float,
-    tensors: list[Tensor],
-    names: str,
-    trained: list[bool],
-    number: int,
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, tensors, _, trained, _ = rest
     double = torch.float64 in (hidden.dtype, *(tensor.dtype for tensor in tensors))
     value = hidden.new_empty((), dtype=torch.float64 if double else torch.float32)
 

@@ -118,14 +118,15 @@ def cost(method: MethodIR) -> tuple[tuple[str, str], ...]:
         also = " and over the mismatched ones" if "logp_ref" in crossed else ""
         rows.append(("reference model", f"1 pass over every sequence{also}"))
     if "prompts" in method.data:
-        drawn = method.group or 1
-        rows.append(("completions drawn", f"{drawn} per prompt"))
+        rows.append(("completions drawn", f"{method.group or 1} per prompt"))
     if needed.greedy:
         rows.append(("greedy completions", "1 per prompt"))
     if needed.scores:
         rows.append(("scores", ", ".join(needed.scores)))
-    rows += [(word, "of every token drawn") for word in needed.words if word == "sampler log-probs"]
-    rows += [(word, "of the policy at every token") for word in needed.words if word == "entropy"]
+    if needed.sampler:
+        rows.append(("sampler log-probs", "of every token drawn"))
+    if needed.entropy:
+        rows.append(("entropy", "of the policy at every token"))
     rows.append(("a coefficient is known", KNOWN[needed.scope]))
     rows.append(("loss from hidden states", schedule(program).phrase))
     if needed.old_scope != needed.scope:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 from lark import Token, Tree
 
@@ -42,6 +43,13 @@ class Binding:
     name: str
     component: str
     scope: Scope
+
+
+def _whole(parts: Iterable[ir.Expr | None]) -> tuple[ir.Expr, ...] | None:
+    """All parts; None where one of them has a finding."""
+    made = tuple(parts)
+    whole = tuple(part for part in made if part is not None)
+    return whole if len(whole) == len(made) else None
 
 
 class Elaborator:
@@ -221,22 +229,17 @@ class Elaborator:
 
     def read_comparison(self, tree: Tree[Token]) -> ir.Expr | None:
         """`a < b < c` holds where both do, as in Python."""
-        values = [self._expression(part) for part in branches(tree)]
-        signs = [str(sign) for sign in tree.children[1::2]]
-        span = self._span(tree)
-        held: ir.Expr | None = None
-        for index, sign in enumerate(signs):
-            pair = self._call(BINARY[sign].name, values[index : index + 2], span)
-            held = pair if index == 0 else self._call("and", [held, pair], span)
-        return held
+        values, signs, span = [self._expression(part) for part in branches(tree)], tree.children[1::2], self._span(tree)
+        pairs = zip(signs, values, values[1:])
+        held = [self._call(BINARY[str(sign)].name, (left, right), span) for sign, left, right in pairs]
+        return reduce(lambda one, other: self._call("and", (one, other), span), held)
 
     def _apply(self, function: str, trees: Iterable[Tree[Token]], span: Span) -> ir.Expr | None:
         return self._call(function, [self._expression(tree) for tree in trees], span)
 
     def _call(self, function: str, arguments: Iterable[ir.Expr | None], span: Span) -> ir.Expr | None:
-        made = tuple(arguments)
-        whole = tuple(argument for argument in made if argument is not None)
-        if len(whole) < len(made) or self._unlike(whole, span):
+        whole = _whole(arguments)
+        if whole is None or self._unlike(whole, span):
             return None
         flows = FUNCTIONS[function].derivative
         live = any(argument.live for argument, flow in zip(whole, flows) if flow is not None)
@@ -317,9 +320,9 @@ class Elaborator:
         values = [self._inside(axis, argument) for argument in trees]
         if axis not in REDUCED:
             return self._refuse(misuse.unknown_axis(axis), self._span(axis_word))
-        if any(value is None for value in values):
+        if (whole := _whole(values)) is None:
             return None
-        value, *rest = [value for value in values if value is not None]
+        value, *rest = whole
         if axis in ("group", "others") and not self.has("groups"):
             help = "use `over batch`, or data with groups"
             wrong = misuse.wrong_data(DATA_OF["groups"], f"over {axis}", self.data, help)
@@ -337,7 +340,7 @@ class Elaborator:
             span=self._span(tree),
             function=name,
             axis=axis,
-            arguments=(value, *rest),
+            arguments=whole,
         )
 
     def _group(self) -> list[tuple[Span, str]]:
@@ -377,9 +380,8 @@ class Elaborator:
         values = [self._expression(argument) for argument in trees]
         if row.data and not self.has(row.data):
             return self._refuse(misuse.wrong_data(DATA_OF[row.data], str(word), self.data), self._span(word))
-        if any(value is None for value in values):
+        if (whole := _whole(values)) is None:
             return None
-        whole = [value for value in values if value is not None]
         value = whole[0]
         if row.name == "own" and self._axis != "others":
             return self._refuse(misuse.misplaced(word, self._text(trees[0]), self._axis), self._span(word))
@@ -394,7 +396,7 @@ class Elaborator:
             return None
         gives = value.scope if row.name == "sg" else row.gives
         live = row.flows and value.live
-        return ir.Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=tuple(whole))
+        return ir.Call(scope=gives, live=live, span=self._span(tree), function=row.name, arguments=whole)
 
     def _made_of(self, form: str, value: ir.Expr, word: Token) -> bool:
         """Whether the argument of `greedy` is made of scores, that of `mismatched` of log-probs."""
