@@ -16,6 +16,10 @@ from grolang.language.ir import Call, Expr, FunctionDefinition, MethodIR, Named,
 from grolang.language.scopes import Scope
 from grolang.language.source import Span
 
+#: what is the same whatever is drawn for a prompt, and what is known before a token is drawn
+OF_THE_PROMPT = ("group_size", "label", "demonstration")
+OF_THE_PREFIX = (*OF_THE_PROMPT, "position", "entropy")
+
 
 def analyse(method: MethodIR, declared: Declarations, findings: Findings) -> None:
     """Add what a checked method's expressions show when they are seen together."""
@@ -166,8 +170,8 @@ class _Analysis:
         stack, seen = [expr], set[str]()
         while stack:
             node = stack.pop()
-            scored = isinstance(node, Observed) and node.name in self.method.scores
-            if scored or (isinstance(node, Named) and node.name == "reward"):
+            drawn = isinstance(node, Observed) and node.name not in OF_THE_PREFIX
+            if drawn or (isinstance(node, Named) and node.name == "reward"):
                 if in_baseline:
                     yield node
             elif isinstance(node, Named):
@@ -179,8 +183,8 @@ class _Analysis:
                     yield node
             elif self._left_out(node):
                 continue
-            elif isinstance(node, Call) and node.function != "greedy":
-                stack += node.arguments[1:] if node.function == "choose" else node.arguments
+            elif isinstance(node, Call) and node.function not in ("greedy", "mismatched"):
+                stack += node.arguments
 
     def _left_out(self, expr: Expr) -> bool:
         """Whether this is `sum(x over group) - x`, which says `sum(x over others)`; `over batch` likewise."""
@@ -202,8 +206,7 @@ class _Analysis:
         """Whether a sequence's value depends on its own sample, and on those of the others of its group or batch."""
         match expr:
             case Observed():
-                fixed = expr.name in ("group_size", "label", "demonstration")
-                return not fixed, False
+                return expr.name not in OF_THE_PROMPT, False
             case Named():
                 if expr.name not in self._dependence:
                     self._dependence[expr.name] = self._depends(self.method.definitions[expr.name].body)

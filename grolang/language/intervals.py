@@ -130,6 +130,8 @@ def multiplied(a: Interval, b: Interval) -> Interval:
 
 def inverted(a: Interval) -> Interval:
     """Of 1/x; everything where x can be 0 within its range, half of it where 0 is an end."""
+    if a.positive and a.high == 0:
+        return POSITIVE  # so near to 0 that a float is 0 there
     if a.positive:
         return Interval(
             0.0 if a.high == INF else 1 / a.high,

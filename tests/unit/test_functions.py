@@ -353,6 +353,11 @@ def test_an_inverted_interval_holds_the_inverse(data: st.DataObject) -> None:
     assert held(1 / x, intervals.inverted(a))
 
 
+def test_the_ranges_of_what_a_float_cannot_hold_are_found() -> None:
+    assert intervals.inverted(Interval(0, 0, low_open=True)).positive  # exp(-1000)
+    assert intervals.power(Interval(0, 400), Interval(1, 4000)).high == math.inf
+
+
 @given(data=st.data())
 def test_a_hull_holds_both_and_a_meet_what_is_in_both(data: st.DataObject) -> None:
     (a, b), (x, y) = data.draw(inputs(2))
