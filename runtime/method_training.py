@@ -26,6 +26,7 @@ from grolang.runtime.interrupts import held_interrupts
 from grolang.runtime.journal import Seen
 from grolang.runtime.loop import Training
 from grolang.runtime.metrics import step_figures
+from grolang.runtime.models import load_model
 from grolang.runtime.output import Outcome, describe, fingerprints, note, noted, open_output
 from grolang.runtime.processes import joined
 from grolang.runtime.progress import say
@@ -34,7 +35,7 @@ from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
 from grolang.runtime.sequences import Sample, Step
 from grolang.runtime.settings import RunSettings
-from grolang.runtime.setup import Run, fresh_model, prepare
+from grolang.runtime.setup import Run, prepare
 from grolang.runtime.sharding import deepspeed, gathered
 from grolang.runtime.tracking import chosen
 
@@ -185,5 +186,7 @@ class MethodTraining(Training):
         """With `--merge`, the model at the end also with its adapter added into it."""
         super().save_model(name)
         if self.main and self.settings.merge and name == "model":
-            whole = merged(fresh_model(self.settings), self.output / name)
+            path, trust = self.settings.model_path, self.settings.trust_remote_code
+            model = load_model(path, dtype=torch.float32, device=torch.device("cpu"), trust_remote_code=trust)
+            whole = merged(model, self.output / name)
             checkpoints.replace_folder(self.output / "merged", partial(self.write_model, whole))

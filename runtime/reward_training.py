@@ -31,14 +31,14 @@ from grolang.runtime.forms import checked
 from grolang.runtime.interrupts import held_interrupts
 from grolang.runtime.launch import settings_of
 from grolang.runtime.loop import Training
-from grolang.runtime.models import load_classifier, load_tokenizer, vocabulary, window
-from grolang.runtime.names import check_folder
+from grolang.runtime.models import load_classifier, vocabulary, window
 from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
 from grolang.runtime.processes import add_up, joined, share
 from grolang.runtime.progress import Screen
 from grolang.runtime.record import write_text
 from grolang.runtime.reward_model import pad_of, rewards
 from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
+from grolang.runtime.setup import open_encoder
 from grolang.runtime.sharding import wanted
 from grolang.runtime.tracking import chosen
 
@@ -75,11 +75,9 @@ def train(settings: RunSettings, console: Console) -> Outcome:
         raise GroError.plain(message, help="leave out --use_deepspeed or --use_fsdp: each process holds all of it")
     set_seed(settings.seed)
     chosen(settings.track)
-    path = settings.model or str(defaults.model_path())
-    check_folder(path, "--model")
-    trust, template = settings.trust_remote_code, settings.chat_template
-    encoder = Encoder(load_tokenizer(path, trust_remote_code=trust, template=template))
-    model = load_classifier(path, accelerator.device, fresh=True, trust_remote_code=trust)
+    encoder = open_encoder(settings)
+    trust = settings.trust_remote_code
+    model = load_classifier(settings.model_path, accelerator.device, fresh=True, trust_remote_code=trust)
     model.config.pad_token_id = pad_of(encoder)
     limits = Limits(window(model), settings.max_prompt, settings.max_completion, vocabulary(model))
     name = settings.data[0] if settings.data else str(defaults.data_path("preference", "train"))

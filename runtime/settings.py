@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from grolang.language.diagnostics import GroError
+from grolang.runtime import defaults
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 Settings = Mapping[str, Any]
@@ -213,6 +214,11 @@ class RunSettings(
     MethodSettings,
 ):
     """Every setting of a run."""
+
+    @property
+    def model_path(self) -> str:
+        """Folder or hub name of the model that is trained."""
+        return self.model or str(defaults.model_path())
 
     @model_validator(mode="after")
     def _whole_draws(self) -> RunSettings:
