@@ -188,6 +188,18 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.startswith(("https://", "http://")) or (path.parent / target).exists(), target
 
 
+def test_the_reading_order_of_the_runtime_has_every_file() -> None:
+    order = (
+        (tables.DOCS / "design.md")
+        .read_text(encoding="utf-8")
+        .partition("## The runtime")[2]
+        .partition("**One row**")[0]
+    )
+    files = {path.stem for path in (tables.DOCS.parent / "runtime").glob("*.py")} - {"__init__"}
+    named = re.findall(r"`(\w+)`", "".join(line.split(" | ")[0] for line in order.splitlines() if line.startswith("|")))
+    assert len(named) == len(set(named)) and set(named) == files
+
+
 RUNTIME = tables.DOCS / "runtime.md"
 
 
