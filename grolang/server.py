@@ -56,7 +56,7 @@ def make() -> LanguageServer:
     def definition(ls: LanguageServer, asked: lsp.DefinitionParams) -> lsp.Location | None:
         page = Page.of(ls, asked.text_document.uri)
         word = page.word(asked.position)
-        said = None if word is None else page.declared.table.get(("name", canonical(word)))
+        said = None if word is None else page.declared.named(canonical(word))
         return None if said is None else page.location(said.span, said.source)
 
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
@@ -124,7 +124,7 @@ class Page:
     def meaning(self, word: str) -> str | None:
         """What a word says: a name of this file's, or a word of the language."""
         name = canonical(word)
-        said = self.declared.table.get(("name", name))
+        said = self.declared.named(name)
         if said is not None:
             return "\n\n".join([f"```gro\n{said.source.quoted(said.span)}\n```", *self._facts(name)])
         rows = [f"```gro\n{call}\n```\n\n{meaning}" for call, meaning in _language(SPELLINGS.get(name, name))]
@@ -143,7 +143,7 @@ class Page:
     def words(self) -> list[lsp.CompletionItem]:
         """Every word that could stand somewhere: the file's own names first."""
         kinds = lsp.CompletionItemKind
-        own = {leaf: kinds.Variable for kind, leaf in self.declared.table if kind == "name"}
+        own = dict.fromkeys(self.declared.names, kinds.Variable)
         rows = own | dict.fromkeys(OBSERVABLES, kinds.Field) | dict.fromkeys(KEYWORDS, kinds.Keyword)
         rows |= dict.fromkeys([*NAMED, *REDUCTIONS, *FORMS], kinds.Function)
         return [

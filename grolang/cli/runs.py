@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grolang.cli.paint import say, table
+
+if TYPE_CHECKING:
+    from grolang.runtime.record import Record
 
 
 def runs(
@@ -17,7 +20,6 @@ def runs(
 ) -> None:
     """List runs: name, method, steps, status, held-out figure before and after, date."""
     from grolang.language.diagnostics import GroError
-    from grolang.runtime.curves import short
     from grolang.runtime.record import runs_below
 
     if not folder.is_dir():
@@ -25,33 +27,32 @@ def runs(
         raise GroError.plain(f"there is no folder {folder}", help=help, code="E602")
     found = runs_below(folder)
     if as_json:
-        rows = [
-            {
-                "path": str(run.path),
-                "method": run.method_name,
-                "steps": run.steps,
-                "of": run.planned,
-                "status": run.status,
-                "metric": run.key,
-                "before": run.evaluations[0].get(run.key) if run.key else None,
-                "after": run.evaluations[-1].get(run.key) if run.key else None,
-                "began": run.info.get("began"),
-            }
-            for run in found
-        ]
-        say(json.dumps(rows, indent=2))
+        say(json.dumps(list(map(_row, found)), indent=2))
         return
     if not found:
         say(f"no run in {folder}")
         return
-    lines = [("RUN", "METHOD", "STEPS", "STATUS", "HELD OUT", "BEFORE → AFTER", "BEGAN")]
-    for run in found:
-        name = run.key or "-"
-        moved = (
-            " → ".join(short(line[name]) for line in run.evaluations[:: max(1, len(run.evaluations) - 1)])
-            if run.key
-            else "-"
-        )
-        steps = f"{run.steps}/{run.planned}"
-        lines.append((str(run.path), run.method_name, steps, run.status, name, moved, run.began or "-"))
-    say(table(lines))
+    say(table([("RUN", "METHOD", "STEPS", "STATUS", "HELD OUT", "BEFORE → AFTER", "BEGAN"), *map(_line, found)]))
+
+
+def _line(run: Record) -> tuple[str, ...]:
+    from grolang.runtime.curves import short
+
+    ends = run.evaluations[:: max(1, len(run.evaluations) - 1)]  # the first and the last, or the one
+    moved = " → ".join(short(line[run.key]) for line in ends) if run.key else "-"
+    steps = f"{run.steps}/{run.planned}"
+    return str(run.path), run.method_name, steps, run.status, run.key or "-", moved, run.began or "-"
+
+
+def _row(run: Record) -> dict[str, object]:
+    return {
+        "path": str(run.path),
+        "method": run.method_name,
+        "steps": run.steps,
+        "of": run.planned,
+        "status": run.status,
+        "metric": run.key,
+        "before": run.evaluations[0].get(run.key) if run.key else None,
+        "after": run.evaluations[-1].get(run.key) if run.key else None,
+        "began": run.info.get("began"),
+    }

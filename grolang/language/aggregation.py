@@ -101,7 +101,7 @@ def _divisor(divisor: Tree[Token] | Token | None, statement: Statement, elaborat
     known = {row for row, _ in elaborator.declared.of_kind("param")}
     if name not in known:
         message, help, label = f"`{divisor}` is no parameter", "divide by a number or a parameter", ""
-        if name in OBSERVABLES or name in COMPONENTS or ("name", name) in elaborator.declared.table:
+        if name in OBSERVABLES or name in COMPONENTS or elaborator.declared.named(name) is not None:
             help += "" if name in FUNCTION_COMPONENTS else f" here, and by `{divisor}` in `credit`"
         elif name not in FUNCTION_COMPONENTS and name not in KEYWORDS:
             message, label = f"there is no parameter `{divisor}`", "not known"

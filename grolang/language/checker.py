@@ -89,7 +89,7 @@ def _check(source: Source, findings: Findings) -> tuple[MethodIR | None, Declara
     scores = {name: score(name, statement, findings) for name, statement in declared.of_kind("score")}
     _require_reward(declared, findings)
     for name in ("advantage", "reward", "baseline", "measure", "anchor", "alpha", "credit", "penalty"):
-        if name != "reward" or ("name", "reward") in declared.table:
+        if name != "reward" or declared.named("reward"):
             elaborator.define(name)
     functions = _functions(elaborator)
     for name, _ in declared.of_kind("definition"):
@@ -179,8 +179,7 @@ def _group(declared: Declarations, data: tuple[str, ...], findings: Findings) ->
 
 
 def _require_reward(declared: Declarations, findings: Findings) -> None:
-    names = {name for kind, name in declared.table if kind == "name"} | declared.broken
-    if not names & {"reward", "advantage"} and not declared.incomplete:
+    if not (declared.names | declared.broken) & {"reward", "advantage"} and not declared.incomplete:
         unused = {name for name, _ in declared.of_kind("definition")} - declared.used()
         edit = f"add it, for example `reward = {_example(declared)}`"
         if near := nearest("reward", unused) or nearest("advantage", unused):
@@ -204,7 +203,7 @@ def _functions(elaborator: Elaborator) -> dict[str, FunctionDefinition]:
     for name, row in FUNCTION_COMPONENTS.items():
         parts = [elaborator.definitions.get(part) for part in row.of]
         scope = joined(*(part.body.scope for part in parts if part is not None))
-        statement = declared.table.get(("name", name))
+        statement = declared.named(name)
         if statement is None or statement.kind != "function":
             body = elaborator.default(row, Binding(row.argument, name, scope))
             assert body is not None, f"bug in grolang: {name} has no default"
@@ -232,7 +231,7 @@ def _shadows(argument: Token, statement: Statement, elaborator: Elaborator) -> b
     name = canonical(str(argument))
     if name == "advantage" and canonical(str(leaf(statement))) == "upsilon":
         return False  # it is its argument's own name
-    if name not in OBSERVABLES and ("name", name) not in elaborator.declared.table and name not in ("inf", "advantage"):
+    if name not in OBSERVABLES and name not in ("inf", "advantage") and elaborator.declared.named(name) is None:
         return False
     help = "give the argument a name of its own, such as `z`"
     elaborator.findings.add(

@@ -56,7 +56,17 @@ class Declarations:
                 yield name, statement
 
     def one(self, kind: str) -> Statement | None:
+        """The statement of a kind that a file has once: `data`, `group`, `aggregate`."""
         return self.table.get((kind, ""))
+
+    def named(self, name: str) -> Statement | None:
+        """What declares a name that expressions may use."""
+        return self.table.get(("name", name))
+
+    @property
+    def names(self) -> set[str]:
+        """Every such name."""
+        return {name for space, name in self.table if space == "name"}
 
     def used(self) -> set[str]:
         """Every name that stands in a statement, apart from the one that it declares."""

@@ -75,7 +75,7 @@ class Elaborator:
         """The checked definition or component of this name."""
         if name in self.definitions:
             return self.definitions[name]
-        statement = self.declared.table.get(("name", name))
+        statement = self.declared.named(name)
         if name in self.declared.broken:
             return self.definitions.setdefault(name, None)
         if statement is None or statement.kind != "definition":
@@ -123,14 +123,13 @@ class Elaborator:
         return ir.Named(scope=body.scope, live=body.live, span=span, name=name)
 
     def _spelled(self, name: str) -> str:
-        statement = self.declared.table.get(("name", name))
+        statement = self.declared.named(name)
         return str(leaf(statement)) if statement else name
 
     def known(self) -> set[str]:
         """Every name that an expression may use here."""
-        names = {name for kind, name in self.declared.table if kind == "name"} | set(OBSERVABLES) | {"inf"}
-        names |= set(COMPONENTS)
-        return names | ({self._binding.name} if self._binding else set())
+        own = {self._binding.name} if self._binding else set()
+        return own | self.declared.names | set(OBSERVABLES) | set(COMPONENTS) | {"inf"}
 
     # --- expressions --------------------------------------------------------------------------------------------
 
@@ -181,7 +180,7 @@ class Elaborator:
             if row.data and not self.has(row.data):
                 return self._refuse(misuse.wrong_data(DATA_OF[row.data], spelled, self.data), span)
             return ir.Observed(scope=row.scope, live=row.live, span=span, name=name)
-        statement = self.declared.table.get(("name", name))
+        statement = self.declared.named(name)
         if statement is not None and statement.kind == "param":
             return ir.Parameter(scope=Scope.CONST, span=span, name=name)
         if statement is not None and statement.kind == "score":
@@ -196,7 +195,7 @@ class Elaborator:
 
     def _component(self, name: str, spelled: str, span: Span) -> ir.Expr | None:
         assert self._statement is not None
-        given = ("name", name) in self.declared.table or name in self.declared.broken
+        given = self.declared.named(name) is not None or name in self.declared.broken
         if name == "reward" and not given and self._statement.place is None:
             return self._refuse(misuse.no_reward(spelled), span)
         return self._named(name, span)
@@ -284,7 +283,7 @@ class Elaborator:
 
     def _no_function(self, word: Token, name: str) -> ir.Expr | None:
         span = self._span(word)
-        statement = self.declared.table.get(("name", name))
+        statement = self.declared.named(name)
         if statement is not None and statement.kind == "function" and name not in FUNCTION_COMPONENTS:
             return None  # its declaration has a finding of its own
         if name in FUNCTION_COMPONENTS:

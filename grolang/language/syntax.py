@@ -102,23 +102,14 @@ class Parsed:
 @lru_cache(maxsize=128)  # a folder of methods names most of its files more than once, by `extends` and in laws
 def parse(source: Source) -> Parsed:
     """Parse every statement of a source by itself. Nobody may change what it gives."""
-    out = Parsed()
+    out, cuts = Parsed(), list(statements(source.text))
     parsed, found = out.statements, out.findings
-    whole = Span(file=source.name, start=0, end=0)
-    if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        found.add("E104", f"the file is larger than {MAX_BYTES // 1024} KiB", whole, help=_SMALLER)
+    if more := _past_bounds(source.text, cuts):
+        found.add("E104", f"the file {more}", Span(file=source.name, start=0, end=0), help=_SMALLER)
         return out
     if (control := _CONTROL.search(source.text)) is not None:
         place = Span(file=source.name, start=control.start(), end=control.end())
         found.add("E102", f"a control character stands in the text: U+{ord(control[0]):04X}", place, help="delete it")
-        return out
-    cuts = list(statements(source.text))
-    if len(cuts) > MAX_STATEMENTS:
-        found.add("E104", f"the file has more than {MAX_STATEMENTS} statements", whole, help=_SMALLER)
-        return out
-    words = sum(1 for start, end in cuts for _ in _WORD.finditer(source.text, start, end))
-    if words > MAX_WORDS:
-        found.add("E104", f"the file has more than {MAX_WORDS} words and signs", whole, help=_SMALLER)
         return out
     for start, end in cuts:
         text = source.text[start:end]
@@ -139,6 +130,16 @@ def parse(source: Source) -> Parsed:
 
 
 _SMALLER = "split the method, or simplify it"
+
+
+def _past_bounds(text: str, cuts: list[tuple[int, int]]) -> str:
+    """What a file has more of than the language allows; blank where it is within all bounds."""
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        return f"is larger than {MAX_BYTES // 1024} KiB"
+    if len(cuts) > MAX_STATEMENTS:
+        return f"has more than {MAX_STATEMENTS} statements"
+    words = sum(1 for start, end in cuts for _ in _WORD.finditer(text, start, end))
+    return f"has more than {MAX_WORDS} words and signs" if words > MAX_WORDS else ""
 
 
 def _too_much(text: str, span: Span) -> tuple[str, Span] | None:

@@ -6,12 +6,13 @@ Sizes and values are drawn one by one, so a failing batch shrinks to the smalles
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grolang.compiler.batch import Batch
+from grolang.compiler.batch import PER_TOKEN, Batch
 from grolang.language.ir import MethodIR
 
 #: log-probs from -1e-6 to -60, most of them eighths
@@ -62,20 +63,12 @@ def batches(
         group=torch.tensor(group),
         label=_tensor(label),
         demonstration=_tensor(shown),
-        logp=_logps(draw, rows, slots),
-        logp_old=_logps(draw, rows, slots),
-        logp_ref=_logps(draw, rows, slots),
-        logp_sampler=_logps(draw, rows, slots),
-        entropy=-_logps(draw, rows, slots),
+        **_policies(draw, rows, slots),
         scores={name: _tensor(draw(SCORES) for _ in range(rows)) for name in names},
         greedy_scores={name: _tensor(by_prompt[name][index] for index in group) for name in names},
         mismatched=Batch(
             mask=torch.tensor([_row(draw, slots, holes) for _ in range(rows)]),
-            logp=_logps(draw, rows, slots),
-            logp_old=_logps(draw, rows, slots),
-            logp_ref=_logps(draw, rows, slots),
-            logp_sampler=_logps(draw, rows, slots),
-            entropy=-_logps(draw, rows, slots),
+            **_policies(draw, rows, slots),
         ),
     )
 
@@ -93,5 +86,8 @@ def _tensor(values: Iterable[float]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.float64)
 
 
-def _logps(draw: st.DrawFn, rows: int, slots: int) -> Tensor:
-    return _tensor(draw(LOGPS) for _ in range(rows * slots)).reshape(rows, slots)
+def _policies(draw: st.DrawFn, rows: int, slots: int) -> dict[str, Any]:
+    """Log-probs under every policy, and entropies, which have the other sign."""
+    signs = dict.fromkeys(PER_TOKEN, 1.0) | {"entropy": -1.0}
+    count = range(rows * slots)
+    return {name: sign * _tensor(draw(LOGPS) for _ in count).reshape(rows, slots) for name, sign in signs.items()}
