@@ -10,7 +10,7 @@ from grolang.language.expressions import Elaborator
 from grolang.language.findings import listed, suggested
 from grolang.language.functions import KEYWORDS, OBSERVABLES
 from grolang.language.ir import Step
-from grolang.language.parameters import number
+from grolang.language.parameters import infinite, number
 from grolang.language.scopes import AGGREGATED, Scope
 from grolang.language.syntax import Statement, branches
 
@@ -93,7 +93,7 @@ def _divisor(divisor: Tree[Token] | Token | None, statement: Statement, elaborat
         return None
     if isinstance(divisor, Tree):
         value = number(divisor)
-        if value == 0:
+        if not infinite(divisor, statement, elaborator.findings) and value == 0:
             help = "leave it out, or write another number"
             elaborator.findings.add("E505", "an aggregation cannot divide by 0", statement.span_of(divisor), help=help)
         return value

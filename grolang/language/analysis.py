@@ -39,6 +39,7 @@ class _Analysis:
     def run(self) -> None:
         for body in self._bodies():
             self._walk(body, {}, {})
+        self._steps()
         self._upsilon(self.method.functions["upsilon"])
         self._omega(self.method.functions["omega"])
         if "prompts" in self.method.data:
@@ -75,6 +76,8 @@ class _Analysis:
             return
         if isinstance(expr, Call):
             self._operation(expr, known, typically)
+        elif expr.function == "quantile":
+            self._share(expr.arguments[1])
         for argument in expr.arguments:
             self._walk(argument, known, typically)
 
@@ -116,6 +119,21 @@ class _Analysis:
             message = f"a power that is not whole is not defined below 0, and `{text}` can be {_worst(base.low, 0)}"
             help = f"keep it there, for example with `max({text}, 1e-6)`"
             self.findings.add("W705", message, shown.span, help=help)
+
+    def _share(self, q: Expr) -> None:
+        """The `q` of a quantile, with the parameters at their values."""
+        found = self.fixed.range(q)
+        if found.high < 0 or found.low > 1:
+            message = f"the `q` of a quantile lies between 0 and 1, and `{self._text(q.span)}` is {found.low:g}"
+            self.findings.add("E505", message, q.span, help="change the parameter's value: 0.5 is the median")
+
+    def _steps(self) -> None:
+        """An aggregation divides by a parameter."""
+        for step in self.method.aggregate:
+            if isinstance(step.divisor, str) and 0.0 in self.facts.parameter(step.divisor):
+                message = f"the divisor `{step.divisor}` can be 0"
+                help = f"exclude 0 from its bounds: `param {step.divisor} = … in (0, inf)`"
+                self.findings.add("W701", message, step.span, help=help)
 
     # --- upsilon and omega ------------------------------------------------------------------------------------------
 

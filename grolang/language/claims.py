@@ -13,7 +13,7 @@ from grolang.language.expressions import Elaborator
 from grolang.language.findings import Findings, suggested
 from grolang.language.functions import OBSERVABLES
 from grolang.language.ir import Expr, Law, ParameterRow
-from grolang.language.parameters import number, parameter
+from grolang.language.parameters import infinite, number, parameter
 from grolang.language.scopes import ALL_OF, Scope
 from grolang.language.source import Source
 from grolang.language.syntax import Statement, branches
@@ -80,7 +80,9 @@ def _relation(claim: Tree[Token], statement: Statement, elaborator: Elaborator) 
         elif isinstance(part, Tree) and part.data == "with":
             if not _settable(part, method, statement, elaborator):
                 return None
-            pairs = (setting.children for setting in branches(part))
+            pairs = [setting.children for setting in branches(part)]
+            if any(infinite(value, statement, elaborator.findings) for _, value in pairs):
+                return None
             settings = {canonical(str(word)): number(value) for word, value in pairs}
         elif isinstance(part, Tree):
             for word, tree in (exchange.children for exchange in branches(part)):

@@ -73,9 +73,7 @@ class Facts:
             case Number():
                 return intervals.exactly(expr.value)
             case Parameter():
-                row = self.method.parameters[expr.name]
-                unbounded = math.isinf(row.interval.low) and math.isinf(row.interval.high)
-                return intervals.exactly(row.value) if self.fixed or unbounded else row.interval
+                return self.parameter(expr.name)
             case Observed():
                 row_range = OBSERVABLES[expr.name].range if expr.name in OBSERVABLES else ANY
                 return _LOGP if self.typical and expr.name.startswith("logp") else row_range
@@ -100,6 +98,12 @@ class Facts:
                 return FUNCTIONS[expr.function].range(*(self.range(argument, known) for argument in expr.arguments))
             case _:
                 return ANY
+
+    def parameter(self, name: str) -> Interval:
+        """The values of a parameter; one without bounds stands at its value."""
+        row = self.method.parameters[name]
+        unbounded = math.isinf(row.interval.low) and math.isinf(row.interval.high)
+        return intervals.exactly(row.value) if self.fixed or unbounded else row.interval
 
     def assumed(self, condition: Expr, holds: bool, known: Known) -> dict[object, Interval]:
         """What a condition's outcome tells about the expressions that it compares."""

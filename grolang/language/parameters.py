@@ -14,7 +14,8 @@ from grolang.language.facts import Facts
 from grolang.language.findings import Findings, listed, suggested
 from grolang.language.intervals import Interval
 from grolang.language.ir import MethodIR, ParameterRow, ScoreRow
-from grolang.language.syntax import Statement
+from grolang.language.misuse import too_large
+from grolang.language.syntax import Statement, branches
 
 BUILTIN_SCORES = ("exact_match", "math_answer", "regex", "json_schema", "code", "length", "repetition")
 
@@ -26,13 +27,27 @@ def number(tree: Tree[Token] | Token | None) -> float:
     return -float(str(digits)) if sign else float(str(digits))
 
 
+def infinite(tree: Tree[Token] | Token | None, statement: Statement, findings: Findings) -> bool:
+    """Whether a number that is no `inf` is too large for a float; a finding then (E505)."""
+    assert isinstance(tree, Tree)
+    if "inf" in tree.children or not math.isinf(number(tree)):
+        return False
+    wrong = too_large(statement.text_of(tree))
+    findings.add(wrong.code, wrong.message, statement.span_of(tree), help=wrong.help)
+    return True
+
+
 def parameter(name: str, statement: Statement, findings: Findings) -> ParameterRow | None:
     """The row of `param NAME = NUMBER [in INTERVAL] ["help"]`.
 
-    None, with a finding, where the default lies outside of the bounds (E501), or no number within them (E502).
+    None, with a finding, where the default lies outside of the bounds (E501), no number within them (E502), or where
+    one is too large (E505).
     """
     _, value_tree, interval_tree, help_text = statement.tree.children
     assert isinstance(value_tree, Tree) and not isinstance(help_text, Tree)
+    written = [value_tree, *(branches(interval_tree) if isinstance(interval_tree, Tree) else ())]
+    if any(infinite(tree, statement, findings) for tree in written):
+        return None
     value, interval = number(value_tree), Interval()
     if isinstance(interval_tree, Tree):
         opens, low, high, closes = interval_tree.children
