@@ -6,7 +6,7 @@ The text is laid out again from the parser's own tokens, so that nothing but bla
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lark import Token
 
@@ -34,25 +34,36 @@ _ALIGNED = {"definition": "definition", "function": "definition", "aggregate": "
 
 
 @dataclass
-class _Line:
-    """A statement as words, the blanks before each, how well a line breaks after each, and the comments there.
+class _Word:
+    """A word of a statement: the blanks before it, how well a line breaks after it, and the comments there.
 
     A break is (depth, tier), the smallest one is taken first; a comment is (whether it has its own line, text).
     """
 
+    text: str
+    blank: str
+    breaks: tuple[int, int] | None
+    comments: list[tuple[bool, str]]
+
+
+@dataclass
+class _Line:
+    """A statement as words; `block` is the kind of block in which its `=`, the word `equals`, is aligned."""
+
     block: str
-    words: list[str] = field(default_factory=list)
-    blanks: list[str] = field(default_factory=list)
-    breaks: list[tuple[int, int] | None] = field(default_factory=list)
-    comments: list[list[tuple[bool, str]]] = field(default_factory=list)
-    equals: int = 0
+    words: list[_Word]
+
+    @property
+    def equals(self) -> int:
+        return next(place for place, word in enumerate(self.words) if word.text == "=")
 
     @property
     def head(self) -> int:
         """Width of what stands before `=`; 0 where it is not to be aligned."""
-        if not self.block or any(self.comments[: self.equals]):
+        before = self.words[: self.equals] if self.block else []
+        if any(word.comments for word in before):
             return 0
-        width = sum(map(len, self.words[: self.equals])) + sum(map(len, self.blanks[: self.equals]))
+        width = sum(len(word.blank + word.text) for word in before)
         return width if width <= MAX_ALIGNED else 0
 
 
@@ -79,8 +90,7 @@ def format_text(text: str, name: str = "text") -> str:
 
 def one_line(statement: Statement) -> str:
     """A statement on one line, spaced as in a formatted file, without its comments."""
-    line = _line(statement)
-    return _text(line, 0, len(line.words))
+    return _text(_line(statement).words, first=True)
 
 
 def _between(gap: str, *, after: bool, before: bool) -> list[str | _Line]:
@@ -93,21 +103,19 @@ def _between(gap: str, *, after: bool, before: bool) -> list[str | _Line]:
 def _line(statement: Statement) -> _Line:
     text = statement.source.text[statement.start : statement.end]
     tokens = list(parser().parse_interactive(text).exhaust_lexer())
-    line = _Line(_ALIGNED.get(statement.kind, ""))
+    words = list[_Word]()
     depth = 0
     previous: Token | None = None
     unary = False
     for token, following in zip(tokens, [*tokens[1:], None]):
-        line.words.append(str(token))
-        line.blanks.append("" if previous is None or unary else _blank(previous, token))
+        blank = "" if previous is None or unary else _blank(previous, token)
         unary = token.type == "MINUS" and (previous is None or previous.type not in _ENDS_OPERAND)
         depth += (token.type in _OPENING) - (token.type in ("RPAR", "CLOSE"))
-        line.breaks.append(None if following is None else _break(token, following, depth, unary))
+        breaks = None if following is None else _break(token, following, depth, unary)
         stop = len(text) if following is None else following.start_pos
-        line.comments.append(list(_comments(text[token.end_pos : stop])))
+        words.append(_Word(str(token), blank, breaks, list(_comments(text[token.end_pos : stop]))))
         previous = token
-    line.equals = line.words.index("=") if line.block else 0
-    return line
+    return _Line(_ALIGNED.get(statement.kind, ""), words)
 
 
 def _comments(gap: str) -> Iterator[tuple[bool, str]]:
@@ -142,7 +150,7 @@ def _align(items: list[str | _Line]) -> None:
         width = max((line.head for line in block), default=0)
         for line in block:
             if line.head:
-                line.blanks[line.equals] = " " * (width - line.head + 1)
+                line.words[line.equals].blank = " " * (width - line.head + 1)
         block = [item] if isinstance(item, _Line) and item.block else []
 
 
@@ -159,45 +167,44 @@ def _joined(items: list[str | _Line]) -> Iterator[str]:
         if isinstance(item, str):
             yield item
         else:
-            yield from _laid_out(item)
+            yield from _laid_out(item.words)
 
 
-def _laid_out(line: _Line) -> Iterator[str]:
+def _laid_out(words: list[_Word]) -> Iterator[str]:
     """A statement on one line where it fits; a comment within it keeps its place, so a line ends there."""
     start = 0
-    for index, comments in enumerate(line.comments):
-        if not comments and index + 1 < len(line.words):
+    for stop, word in enumerate(words, 1):
+        if not word.comments and stop < len(words):
             continue
-        *full, last = _filled(line, start, index + 1)
+        *full, last = _filled(words[start:stop], first=start == 0)
         yield from full
-        beside = [text for own, text in comments if not own]
+        beside = [text for own, text in word.comments if not own]
         yield "  ".join([last, *beside])
-        yield from (INDENT + text for own, text in comments if own)
-        start = index + 1
+        yield from (INDENT + text for own, text in word.comments if own)
+        start = stop
 
 
-def _filled(line: _Line, start: int, stop: int) -> list[str]:
-    """The words [start, stop) on as few lines as fit, broken where they belong together least."""
-    lines: list[str] = []
-    while True:
-        text = "" if start == 0 else INDENT
-        best: int | None = None
-        for index in range(start, stop):
-            text += ("" if index == start else line.blanks[index]) + line.words[index]
-            if len(text) > WIDTH and best is not None:
-                break
-            here, there = line.breaks[index], None if best is None else line.breaks[best]
-            if here is not None and index + 1 < stop and (there is None or here <= there):
-                best = index
-        else:
-            if len(text) <= WIDTH:
-                return [*lines, text]
-        if best is None:
-            return [*lines, text]
-        lines.append(_text(line, start, best + 1))
-        start = best + 1
+def _filled(words: list[_Word], *, first: bool) -> Iterator[str]:
+    """Words on as few lines as fit, broken where they belong together least."""
+    while cut := _cut(words, first):
+        yield _text(words[:cut], first=first)
+        words, first = words[cut:], False
+    yield _text(words, first=first)
 
 
-def _text(line: _Line, start: int, stop: int) -> str:
-    inner = "".join(line.blanks[index] + line.words[index] for index in range(start + 1, stop))
-    return ("" if start == 0 else INDENT) + line.words[start] + inner
+def _cut(words: list[_Word], first: bool) -> int:
+    """How many words a line takes, cut at the best of the last places where it can be; 0 where all fit, or none can."""
+    cut, best = 0, None
+    for count in range(1, len(words) + 1):
+        if cut and len(_text(words[:count], first=first)) > WIDTH:
+            return cut
+        here = words[count - 1].breaks
+        if here is not None and count < len(words) and (best is None or here <= best):
+            cut, best = count, here
+    return 0
+
+
+def _text(words: list[_Word], *, first: bool) -> str:
+    """Words on one line, indented unless it is a statement's first."""
+    inner = "".join(word.blank + word.text for word in words[1:])
+    return ("" if first else INDENT) + words[0].text + inner
