@@ -1,5 +1,7 @@
 """IR to numbers.
 
-`program`, `lowering`, `derivative` and `needs` are plain Python: a method becomes a straight list of tensor steps.
-`layout`, `execute`, `batch`, `method`, `module` and `fused` run such a list with torch.
+In the order to read: `program`, `lowering`, `derivative`, `on_policy`, `verify` (a method becomes a straight list of
+tensor steps); `needs`, `factor`, `schedule` (what is read off it): all plain Python. Then, with torch, `batch`,
+`layout`, `reductions`, `execute` (the list on a batch), `dead`, `blame`, `method`; `fused`, `forming`, `module`,
+`operator` (from hidden states). `kernel` writes Triton, `emit` and `standalone` Python, `index` the list of methods.
 """

@@ -72,6 +72,13 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{base}.{alias.name}"
 
 
+@pytest.mark.parametrize("name", ["language", "compiler", "laws"])
+def test_a_room_says_in_which_order_to_read_its_files(name: str) -> None:
+    said = import_module(f"grolang.{name}").__doc__ or ""
+    files = {path.stem for path in room(name).iterdir()} - {"__init__", "__pycache__"}
+    assert set(re.findall(r"`(\w+)`", said)) == files
+
+
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_imports_run_one_way(name: str) -> None:
     wrong = [

@@ -53,7 +53,7 @@ class Head:
         return self.scale / self.temperature
 
 
-def products(head: Head, hidden: Tensor, out: Tensor, columns: slice = ALL, *, alpha: float = 1.0) -> Tensor:
+def project(head: Head, hidden: Tensor, out: Tensor, columns: slice = ALL, *, alpha: float = 1.0) -> Tensor:
     """Fill out [n, v] with α·h·W[columns]: what `logits` and the kernels begin with."""
     for block, weight in blocks(head.weight, columns, hidden.dtype):
         multiply(out[:, block], hidden, weight.T, alpha=alpha)
@@ -67,7 +67,7 @@ def logits(head: Head, hidden: Tensor, out: Tensor, slope: Tensor | None = None,
     h·Wᵥ + bᵥ is gain · slope.
     """
     alpha = head.gain if head.softcap is None else head.scale / head.softcap
-    products(head, hidden, out, columns, alpha=alpha)
+    project(head, hidden, out, columns, alpha=alpha)
     if head.bias is not None:
         out.add_(head.bias[columns].to(out.dtype), alpha=alpha)
     if head.softcap is not None:

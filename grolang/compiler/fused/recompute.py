@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .head import hidden_gradient, logits, products
+from .head import hidden_gradient, logits, project
 from .launch import write_errors
 from .products import multiply, spans
 from .rows import errors, taken
@@ -37,7 +37,7 @@ def add_recomputed(sweep: Sweep, rows: slice, coefficients: Tensor, d_hidden: Te
         found = tile if sweep.errors is sweep.tile else shaped(sweep.errors, shape)
         slope = None if sweep.slope is None else shaped(sweep.slope, shape)
         if sweep.kernel is not None:
-            products(head, states, tile, columns)
+            project(head, states, tile, columns)
             write_errors(head, tile, found, targets, lse, columns.start)
         else:
             e = logits(sweep.base2, states, tile, slope, columns).sub_(top.unsqueeze(1)).exp2_()

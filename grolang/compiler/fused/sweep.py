@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grolang.language.diagnostics import GroError
 
-from .head import ALL, Head, hidden_gradient, logits, products
+from .head import ALL, Head, hidden_gradient, logits, project
 from .launch import RowKernel, reduced
 from .pages import on_huge_pages
 from .products import Precision, multiply, precision, rounds, spans
@@ -143,7 +143,7 @@ class Sweep:
         size, targets = rows.stop - rows.start, self.targets[rows]
         tile, c = self.tile[:size], None
         if self.kernel is not None:
-            products(self.head, self._states(rows), tile)
+            project(self.head, self._states(rows), tile)
             found, c = self.kernel(rows, self.head, tile, self.errors[:size], targets)
             self._note(rows, found)
         else:
