@@ -29,6 +29,8 @@ SHAPES: dict[str, tuple[int, int, tuple[int, int], tuple[int, int]]] = {
     "4 groups of 8": (4, 8, (64, 64), (48, 48)),
     "4 uneven groups of 8": (4, 8, (32, 128), (8, 96)),
     "8 long, uneven": (8, 1, (32, 32), (32, 1000)),
+    "2 long prompts, groups of 8": (2, 8, (400, 600), (32, 64)),
+    "4 pairs of long prompts": (4, 2, (400, 600), (32, 128)),
 }
 
 

@@ -3,8 +3,9 @@
 The state of a token is a function of the tokens up to it. So a row of N tokens stands for all sequences: each token
 that some sequence has after the same beginning is there once (the prompt of a group, of a pair), and padding is not
 there. What a decoder does token by token (embedding, projections, norms, MLP) runs on this row. Attention alone needs
-whole sequences: queries, keys and values are copied into blocks of sequences of like length, pass through the model's
-own attention under the mask that the model itself asks for, and go back to the row.
+sequences: queries, keys and values are copied into blocks of sequences of like length, pass through the model's own
+attention under the mask that the model itself asks for, and go back to the row. A sequence that shares most of its
+tokens with others brings the queries of the rest alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from transformers import PreTrainedModel
 
 from grolang.runtime.examples import Ids
 
-LIKE = 0.75  # sequences at least so long as the longest of their block go with it
+FULL = 0.6  # of a block's products of queries and keys are those of tokens, at least, and the rest of padding
+SHARED = 0.3  # of a sequence: from there on its own queries alone, under a mask, take less time than all without one
 WORTH = 0.95  # of the tokens of the padded pass: where more remain, packing is not worth the copying
 PREFIX = "packed-"
 SAME, HALF = 1e-3, 0.1  # of what a token changes: states that are the same, but for rounding, and in half precision
@@ -33,47 +35,62 @@ LEAK = 1e-5  # of a state: more than sums in another order, less than any roundi
 class Layout:
     """Where the tokens of s sequences stand in a row of N: `place` [s, longest] numbers them, and is 0 after their end.
 
-    ids [N] and positions [N] are what the model reads. For attention the row is copied to M places by `spread` [M],
-    the flattened blocks of `shapes` (sequences, length), and `gather` [N] names for each token one of those places.
+    ids [N] and positions [N] are what the model reads. For attention the row is copied into `blocks` of (sequences,
+    queries, keys), queries being fewer than keys where each sequence is asked for its end alone: `asked` [Q] and
+    `spread` [K] are the flattened places of queries and keys, and `gather` [N] names for each token one of Q.
     """
 
     ids: Tensor
     positions: Tensor
     place: Tensor
+    asked: Tensor
     spread: Tensor
     gather: Tensor
-    shapes: tuple[tuple[int, int], ...]
+    blocks: tuple[tuple[int, int, int], ...]
 
     def to(self, device: torch.device) -> Layout:
-        names = ("ids", "positions", "place", "spread", "gather")
+        names = ("ids", "positions", "place", "asked", "spread", "gather")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def lay_out(sequences: Sequence[Ids]) -> Layout:
-    """The row of these sequences, none of which is empty."""
-    ids, positions, place = _shared(sequences)
-    whole = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in place], batch_first=True)
+def lay_out(sequences: Sequence[Ids], *, whole: bool = False) -> Layout:
+    """The row of these sequences, none of which is empty; `whole` asks each of them for all of its tokens."""
+    ids, positions, place, shared = _shared(sequences)
+    begins = [
+        0 if whole or same < SHARED * len(own) else same for own, same in zip(place, shared, strict=True)
+    ]  # the token of each sequence from which on it is asked
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in place], batch_first=True)
     gather = torch.empty(len(ids), dtype=torch.long)
+    asked: list[Tensor] = []
     spread: list[Tensor] = []
-    shapes = []
-    for rows in _blocks([len(one) for one in place]):
-        width = len(place[rows[0]])
+    blocks, slots = _blocks([(len(own) - begin, len(own)) for own, begin in zip(place, begins, strict=True)]), 0
+    for rows, queries, keys in blocks:
         for row in rows:
-            start = sum(map(len, spread))
-            spread.append(whole[row, :width])  # after its end a sequence looks at nothing, and is not looked at
-            gather[place[row]] = torch.arange(start, start + len(place[row]))
-        shapes.append((len(rows), width))
-    return Layout(torch.tensor(ids), torch.tensor(positions), whole, torch.cat(spread), gather, tuple(shapes))
+            own = torch.tensor(place[row][begins[row] :])
+            gather[own] = torch.arange(slots, slots + len(own))
+            asked.append(nn.functional.pad(own, (0, queries - len(own))))
+            spread.append(padded[row, :keys])  # after its end a sequence looks at nothing, and is not looked at
+            slots += queries
+    return Layout(
+        torch.tensor(ids),
+        torch.tensor(positions),
+        padded,
+        torch.cat(asked),
+        torch.cat(spread),
+        gather,
+        tuple((len(rows), queries, keys) for rows, queries, keys in blocks),
+    )
 
 
-def _shared(sequences: Sequence[Ids]) -> tuple[list[int], list[int], list[list[int]]]:
-    """ids [N], positions [N], and the numbers of each sequence's tokens among them.
+def _shared(sequences: Sequence[Ids]) -> tuple[list[int], list[int], list[list[int]], list[int]]:
+    """ids [N], positions [N], the numbers of each sequence's tokens among them, and how many stood there before it.
 
     In dictionary order each sequence shares with the one before it all that it shares with any before it.
     """
     ids: list[int] = []
     positions: list[int] = []
     place: list[list[int]] = [[] for _ in sequences]
+    shared = [0] * len(sequences)
     before = None
     for row in sorted(range(len(sequences)), key=lambda row: sequences[row]):
         own, same = sequences[row], 0
@@ -85,18 +102,24 @@ def _shared(sequences: Sequence[Ids]) -> tuple[list[int], list[int], list[list[i
         place[row] = [*place[row], *range(len(ids), len(ids) + len(own) - same)]
         ids += own[same:]
         positions += range(same, len(own))
-        before = row
-    return ids, positions, place
+        shared[row], before = same, row
+    return ids, positions, place, shared
 
 
-def _blocks(lengths: Sequence[int]) -> list[list[int]]:
-    """Sequences of like length, the longest first."""
-    blocks: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if blocks and lengths[row] >= LIKE * lengths[blocks[-1][0]]:
-            blocks[-1].append(row)
-        else:
-            blocks.append([row])
+def _blocks(sizes: Sequence[tuple[int, int]]) -> list[tuple[list[int], int, int]]:
+    """Sequences of like (queries, keys), with the most of each: whole ones apart, since they need no mask."""
+    blocks: list[tuple[list[int], int, int]] = []
+    asked = [row for row, (queries, _) in enumerate(sizes) if queries]
+    for row in sorted(asked, key=lambda row: (sizes[row][0] < sizes[row][1], -sizes[row][1], -sizes[row][0])):
+        own, length = sizes[row]
+        if blocks:
+            rows, queries, keys = blocks[-1]
+            products = sum(sizes[one][0] * sizes[one][1] for one in [*rows, row])
+            most = max(queries, own)
+            if (queries < keys) == (own < length) and products >= FULL * (len(rows) + 1) * most * keys:
+                blocks[-1] = ([*rows, row], most, keys)
+                continue
+        blocks.append(([row], own, length))
     return blocks
 
 
@@ -108,7 +131,7 @@ def states(decoder: Callable[..., Any], layout: Layout) -> Tensor:
         position_ids=layout.positions[None],
         attention_mask=told,
         use_cache=False,
-        packed=(layout.spread, layout.gather, layout.shapes),
+        packed=layout,
     )[0]
     return found[0]
 
@@ -127,7 +150,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *args: Any,
-    packed: tuple[Tensor, Tensor, tuple[tuple[int, int], ...]] | None = None,
+    packed: Layout | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The model's own attention `inner`, block by block where the row is packed."""
@@ -136,16 +159,30 @@ def _attention(
     if packed is None:
         own: tuple[Tensor, Tensor | None] = inner(module, query, key, value, attention_mask, *args, **options)
         return own
-    spread, gather, shapes = packed
     options.pop("position_ids", None)  # of the row; attention looks at them for packed rows of another kind
-    sizes = [rows * length for rows, length in shapes]
-    parts = [torch.split(take(one[0].transpose(0, 1), spread), sizes) for one in (query, key, value)]
+    asked = [rows * queries for rows, queries, _ in packed.blocks]
+    spread = [rows * keys for rows, _, keys in packed.blocks]
+    parts = [
+        torch.split(take(query[0].transpose(0, 1), packed.asked), asked),
+        *(torch.split(take(one[0].transpose(0, 1), packed.spread), spread) for one in (key, value)),
+        torch.split(packed.positions[packed.asked], asked),
+    ]
     found = []
-    for (rows, length), *block in zip(shapes, *parts, strict=True):
-        mask = attention_mask if attention_mask is None else attention_mask[..., :length, :length]
-        whole = (one.view(rows, length, *one.shape[1:]).transpose(1, 2) for one in block)
-        found.append(inner(module, *whole, mask, *args, **options)[0].flatten(0, 1))
-    return take(torch.cat(found), gather)[None], None
+    for (rows, queries, keys), *block, positions in zip(packed.blocks, *parts, strict=True):
+        if queries == keys:
+            mask = attention_mask if attention_mask is None else attention_mask[..., :keys, :keys]
+        else:
+            mask = _rows(attention_mask, positions.view(rows, queries), keys)
+        inputs = (one.view(rows, -1, *one.shape[1:]).transpose(1, 2) for one in block)
+        found.append(inner(module, *inputs, mask, *args, **options)[0].flatten(0, 1))
+    return take(torch.cat(found), packed.gather)[None], None
+
+
+def _rows(mask: Tensor | None, positions: Tensor, keys: int) -> Tensor:
+    """[s, 1, queries, keys]: the rows of the model's mask at these positions [s, queries]; without one, causality's."""
+    if mask is None:
+        return (torch.arange(keys, device=positions.device) <= positions[..., None])[:, None]
+    return mask[0][:, positions, :keys].transpose(0, 1)
 
 
 def _mask(inner: Callable[..., Any], **options: Any) -> Any:
@@ -153,6 +190,11 @@ def _mask(inner: Callable[..., Any], **options: Any) -> Any:
     if options["q_length"] > options["kv_length"]:
         options |= {"q_length": options["kv_length"], "attention_mask": None}
     return inner(**options)
+
+
+def takes_masks(model: PreTrainedModel) -> bool:
+    """Whether the model's attention takes a mask of any form, so that a sequence can be asked for its end alone."""
+    return model.config.get_text_config()._attn_implementation.removeprefix(PREFIX) in ("sdpa", "eager")
 
 
 def enable(model: PreTrainedModel) -> str | None:
@@ -194,8 +236,9 @@ def _different(model: PreTrainedModel) -> str | None:
     """
     config, decoder = model.config.get_text_config(), cast(Any, model).get_decoder()
     draw = torch.Generator().manual_seed(0)
-    drawn = [torch.randint(0, config.vocab_size, (length,), generator=draw) for length in (9, 12, 7)]
-    drawn[1][:5] = drawn[0][:5]
+    drawn = [torch.randint(0, config.vocab_size, (length,), generator=draw) for length in (11, 12, 7)]
+    drawn[1][:9] = drawn[0][:9]
+    drawn[2][:3] = drawn[0][:3]
 
     def alone(ids: Tensor) -> Tensor:
         found: Tensor = decoder(input_ids=ids[None].to(model.device), use_cache=False)[0]
@@ -206,7 +249,7 @@ def _different(model: PreTrainedModel) -> str | None:
         changed[place] = (ids[place] + 1) % config.vocab_size
         return changed
 
-    layout = lay_out([ids.tolist() for ids in drawn]).to(model.device)
+    layout = lay_out([ids.tolist() for ids in drawn], whole=not takes_masks(model)).to(model.device)
     row = states(decoder, layout).double()
     error = matters = 0.0
     for place, ids in zip(layout.place, drawn, strict=True):

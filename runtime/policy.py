@@ -109,10 +109,9 @@ class Policy(nn.Module):
             found = states[:, :-1][predicts]
         return found.to(_operand(found)), tokens.ids[tokens.target]
 
-    @staticmethod
-    def _layout(tokens: Tokens) -> packing.Layout | None:
+    def _layout(self, tokens: Tokens) -> packing.Layout | None:
         """The row of these sequences but for their last tokens, which predict nothing; None where it saves little."""
-        layout = packing.lay_out([ids[:-1] for ids in tokens.whole])
+        layout = packing.lay_out([ids[:-1] for ids in tokens.whole], whole=not packing.takes_masks(self.model))
         return layout.to(tokens.ids.device) if len(layout.ids) <= packing.WORTH * tokens.ids.numel() else None
 
     def forward(

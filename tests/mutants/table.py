@@ -746,8 +746,15 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "window_forgotten",
             "packed rows pass through attention without the mask that the model asks for",
-            "inner(module, *whole, mask, *args, **options)",
-            "inner(module, *whole, None, *args, **options)",
+            "inner(module, *inputs, mask, *args, **options)",
+            "inner(module, *inputs, None, *args, **options)",
+            PACKING,
+        ),
+        (
+            "ends_see_ahead",
+            "in a packed row the end of a sequence looks at the tokens after it",
+            "torch.arange(keys, device=positions.device) <= positions[..., None]",
+            "torch.arange(keys, device=positions.device) <= keys + positions[..., None]",
             PACKING,
         ),
         (

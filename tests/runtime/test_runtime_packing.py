@@ -36,7 +36,7 @@ import grolang
 from grolang.runtime import policy as policies
 from grolang.runtime import start
 from grolang.runtime.models import recompute_activations
-from grolang.runtime.packing import PREFIX, enable, lay_out, states
+from grolang.runtime.packing import PREFIX, Layout, enable, lay_out, states
 from grolang.runtime.policy import Policy, Tokens
 
 GPT2 = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
@@ -94,12 +94,30 @@ def test_a_row_holds_every_beginning_once_and_every_sequence(sequences: list[lis
         place = layout.place[row, : len(one)]
         assert layout.ids[place].tolist() == one
         assert layout.positions[place].tolist() == list(range(len(one)))
-    blocks = layout.spread.split([rows * length for rows, length in layout.shapes])
-    found = [row.tolist() for block, shape in zip(blocks, layout.shapes, strict=True) for row in block.view(shape)]
-    assert len(found) == len(sequences)
-    for row, one in enumerate(sequences):
-        assert any(places[: len(one)] == layout.place[row, : len(one)].tolist() for places in found)
-    assert layout.spread[layout.gather].tolist() == list(range(len(layout.ids)))
+    assert layout.asked[layout.gather].tolist() == list(range(len(layout.ids)))
+    gathered, spread, slot = set(layout.gather.tolist()), layout.spread.tolist(), 0
+    for rows, queries, keys in layout.blocks:
+        for _ in range(rows):
+            seen, spread = spread[:keys], spread[keys:]
+            for place in layout.asked[slot : slot + queries].tolist():  # each sees all tokens before it
+                if slot in gathered:  # else it is padding, or asked for in another sequence as well
+                    end = int(layout.positions[place])
+                    assert seen[end] == place and beginning(layout, seen[: end + 1]) in beginnings
+                slot += 1
+    assert slot == len(layout.asked) and not spread
+
+
+def beginning(layout: Layout, places: list[int]) -> tuple[int, ...]:
+    assert layout.positions[places].tolist() == list(range(len(places)))
+    return tuple(layout.ids[places].tolist())
+
+
+def test_what_most_of_a_sequence_shares_is_asked_for_once() -> None:
+    prompt = list(range(20))
+    layout = lay_out([[*prompt, 30, 31], [*prompt, 30, 32, 33], [*prompt, 40], [*prompt, 30, 31]])
+    assert layout.blocks == ((1, 22, 22), (2, 2, 23))
+    assert len(layout.ids) == 20 + 2 + 2 + 1
+    assert lay_out([prompt, [*prompt, 1]], whole=True).blocks == ((2, 21, 21),)
 
 
 @pytest.fixture(scope="module")
