@@ -98,10 +98,15 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
     """
     for name, text in method_texts(method).items():
         write_text(output / name, text)
-    for path in {Path(source.partition(":")[0]) for source in settings.score.values()}:
+    sources = dict.fromkeys(Path(source.rpartition(":")[0]) for source in settings.score.values())
+    names: list[str] = []
+    for path in sources:
         if path.suffix == ".py" and path.is_file():
+            same = names.count(path.name)  # files of one name from several folders
+            names.append(path.name)
             (output / "scores").mkdir(exist_ok=True)
-            write_text(output / "scores" / path.name, path.read_text(encoding="utf-8"))
+            own = path.with_stem(f"{path.stem}-{same + 1}").name if same else path.name
+            write_text(output / "scores" / own, path.read_text(encoding="utf-8"))
     if settings.chat_template is not None:
         write_text(output / "chat_template.jinja", Path(settings.chat_template).read_text(encoding="utf-8"))
     write_text(output / "settings.toml", to_toml(settings))

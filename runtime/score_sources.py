@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Sources:
     trust_remote_code: bool = False
     say: Callable[[str], None] = print
     made: dict[str, ScoreFunction] = field(default_factory=dict)
+    files: dict[Path, ModuleType] = field(default_factory=dict)
 
     def scorers(
         self, wanted: Mapping[str, str | None], given: Mapping[str, str], columns: Sequence[str], *, drawn: bool
@@ -56,7 +58,7 @@ class Sources:
             return self._builtin(name, head, option, columns)
         path, _, attribute = source.rpartition(":")
         if Path(path).suffix == ".py":
-            return self._of(name, source, lambda: load(Path(path), attribute))
+            return self._of(name, source, lambda: self._function(Path(path), attribute))
         if Path(source).is_dir() or ("/" in source and ":" not in source) or source.startswith("."):
             return self._of(name, source, lambda: self._model(source))
         known = ", ".join(head + (f":{row.option}" if row.option else "") for head, row in BUILTINS.items())
@@ -86,6 +88,15 @@ class Sources:
             self.made[source] = make()
         return Scorer(name, source, self.made[source], reads, self.patience)
 
+    def _function(self, path: Path, attribute: str) -> ScoreFunction:
+        if path not in self.files:
+            self.files[path] = load(path)
+        function: ScoreFunction | None = getattr(self.files[path], attribute, None)
+        if function is None or not callable(function):
+            help = f"define `def {attribute}(completions, **columns)`"
+            raise GroError.plain(f"{path} has no function `{attribute}`", help=help)
+        return function
+
     def _model(self, path: str) -> ScoreFunction:
         return RewardModel(path, self.device, self.say, trust_remote_code=self.trust_remote_code)
 
@@ -100,8 +111,8 @@ def column(name: str) -> ScoreFunction:
     return values
 
 
-def load(path: Path, attribute: str) -> ScoreFunction:
-    """A function of the user's file. Running that file is what `--score` asks for; a `.gro` file never does it."""
+def load(path: Path) -> ModuleType:
+    """The user's file. Running it is what `--score` asks for; a `.gro` file never does it."""
     if not path.is_file():
         raise GroError.plain(f"there is no file {path}", help="check the path that --score gives")
     name = f"grolang_score_{path.stem}"
@@ -116,10 +127,4 @@ def load(path: Path, attribute: str) -> ScoreFunction:
         raise GroError.plain(f"{path} fails when it is imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise GroError.plain(
-            f"{path} has no function `{attribute}`", help=f"define `def {attribute}(completions, **columns)`"
-        )
-    found: ScoreFunction = function
-    return found
+    return module

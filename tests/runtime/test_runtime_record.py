@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import rows_of
+from conftest import Write, rows_of
 from rich.console import Console
 
 from grolang import GroError
@@ -131,6 +131,22 @@ def test_a_clock_that_is_set_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> Non
     noted, booted = process(), psutil.boot_time()
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600)
     assert is_alive(noted)
+
+
+def test_score_files_of_one_name_are_both_kept(tiny: str, tmp_path: Path, write: Write) -> None:
+    (tmp_path / "two.gro").write_text("method two\ndata prompts\nscore a\nscore b\nreward = a + b\n")
+    given = {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "r.py").write_text(
+            f"def f(completions, **_):  # {name}\n    return [1.0] * len(completions)\n"
+        )
+        given[name] = f"{tmp_path / name / 'r.py'}:f"
+    flags = {"method": str(tmp_path / "two.gro"), "data": write(rows_of("prompts")), "steps": 1, "batch": 2}
+    flags |= {"model": tiny, "score": given, "max_completion": 3, "eval_rows": 0, "output": str(tmp_path / "out")}
+    start(flags, None, Console(quiet=True))
+    kept = {path.name: path.read_text() for path in (tmp_path / "out/scores").iterdir()}
+    assert "# a" in kept["r.py"] and "# b" in kept["r-2.py"] and len(kept) == 2
 
 
 def test_a_run_that_goes_on_elsewhere_is_not_taken_over(folder: Path, tmp_path: Path) -> None:

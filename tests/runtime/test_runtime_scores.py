@@ -65,6 +65,19 @@ def marks(one: Scorer, texts: list[Any], rows: list[dict[str, Any]] | None = Non
     return [found.scores["r"] for found in score([one], rows or ROWS[:1] * len(texts), texts, ids)[0]]
 
 
+def test_functions_of_one_file_share_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "both.py"
+    path.write_text(
+        "seen = []\n"
+        "def one(completions, **columns):\n    seen.extend(completions)\n    return [0.0] * len(completions)\n"
+        "def two(completions, **columns):\n    return [float(len(seen))] * len(completions)\n"
+    )
+    given = {name: f"{path}:{name}" for name in ("one", "two")}
+    scorers = Sources().scorers(dict.fromkeys(given), given, (), drawn=True)
+    found, _ = score(scorers, ROWS[:1] * 3, ["a", "b", "c"], [[1]] * 3)
+    assert [one.scores["two"] for one in found] == [3.0] * 3
+
+
 def test_length_counts_tokens_and_regex_searches() -> None:
     assert marks(scorer("length"), ["xx", "y"]) == [2.0, 1.0]
     assert marks(scorer(None, r"regex:^\d+$"), ["12", "12a"]) == [1.0, 0.0]
