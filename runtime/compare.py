@@ -13,6 +13,7 @@ UNTOLD = ("method", "output", "track")
 """Settings that say nothing of what a run does."""
 
 Row = tuple[str, tuple[str, ...]]
+Values = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Comparison:
     facts: tuple[Row, ...]
     settings: tuple[Row, ...]
     parts: tuple[Row, ...]
-    held_out: tuple[tuple[str, tuple[float | None, ...], tuple[float | None, ...]], ...]
-    last: tuple[tuple[str, tuple[float | None, ...]], ...]
+    held_out: tuple[tuple[str, Values, Values], ...]  # name, before, after
+    last: tuple[tuple[str, Values], ...]
 
 
 def compare(runs: Sequence[Record]) -> Comparison:
@@ -75,23 +76,18 @@ def _parts(runs: Sequence[Record]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _held_out(
-    runs: Sequence[Record],
-) -> tuple[tuple[str, tuple[float | None, ...], tuple[float | None, ...]], ...]:
+def _held_out(runs: Sequence[Record]) -> tuple[tuple[str, Values, Values], ...]:
     names = dict.fromkeys(name for run in runs for line in run.evaluations[:1] for name in line if name != "step")
     keys = [run.key for run in runs]
     ranked = sorted(names, key=lambda name: (name not in keys, not better(name)))
-    return tuple(
-        (
-            name,
-            tuple(run.evaluations[0].get(name) if run.evaluations else None for run in runs),
-            tuple(run.evaluations[-1].get(name) if run.evaluations else None for run in runs),
-        )
-        for name in ranked
-    )
+    return tuple((name, _at(runs, 0, name), _at(runs, -1, name)) for name in ranked)
 
 
-def _last(runs: Sequence[Record]) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+def _at(runs: Sequence[Record], place: int, name: str) -> Values:
+    return tuple(run.evaluations[place].get(name) if run.evaluations else None for run in runs)
+
+
+def _last(runs: Sequence[Record]) -> tuple[tuple[str, Values], ...]:
     known = [name for row in METRICS for name in row.names]
     names = dict.fromkeys(name for run in runs for line in run.metrics[-1:] for name in line if name != "step")
     ranked = sorted(names, key=lambda name: known.index(name) if name in known else len(known))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from grolang.language.diagnostics import GroError
 
 ROOM = 2 * 2**30  # bytes of free disk below which a checkpoint may not fit
@@ -41,8 +43,6 @@ def examine(output: Path = Path(), *, test: bool = True) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
-
     try:
         asked = [Requirement(text) for text in requires("grolang") or ()]
     except PackageNotFoundError:
@@ -61,10 +61,7 @@ def _packages() -> Iterator[Finding]:
         yield _package(row, needed=False)
 
 
-def _package(row: object, *, needed: bool) -> Finding:
-    from packaging.requirements import Requirement
-
-    assert isinstance(row, Requirement)
+def _package(row: Requirement, *, needed: bool) -> Finding:
     mend = f"pip install '{row.name}{row.specifier}'"
     asked = f"(asks for {row.specifier or 'any'})"
     try:

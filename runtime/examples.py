@@ -222,45 +222,34 @@ def prompt_key(prompt: object) -> str:
 
 
 def load_examples(rows: Rows, kind: str, encoder: Encoder, limits: Limits, *, old: bool = False) -> Examples:
-    """Tokenize every row once and check its lengths and, with `old`, its recorded log-probs.
+    """Tokenize every row once and check its lengths, its tokens and, with `old`, its recorded log-probs.
 
     A row longer than the window is an error with its line; a prompt longer than `limits.prompt` is left out.
     """
     every = Examples(rows, kind, encoder, limits, tuple(range(len(rows))), old=old)
     kept: list[int] = []
-    long: list[tuple[int, str]] = []
-    unlike: list[tuple[int, str]] = []
-    unknown: list[tuple[int, str]] = []
+    faults: dict[str, list[tuple[int, str]]] = {mend: [] for _, mend in CHECKS}
     for start in range(0, len(rows), CHUNK):
         for example in every.take(range(start, min(start + CHUNK, len(rows)))):
             if limits.prompt is not None and len(example.prompt) > limits.prompt:
                 continue
             kept.append(example.number)
-            if fault := _too_long(example, limits):
-                long.append((example.number, fault))
-            if fault := _unknown(example, limits):
-                unknown.append((example.number, fault))
-            if old and (fault := _unlike(example, kind)):
-                unlike.append((example.number, fault))
-    refuse(
-        rows, long, "use --max-prompt to leave long prompts out, --max-completion to cut completions, or a larger model"
-    )
-    refuse(rows, unknown, "use the model's own tokenizer, or give the model more embeddings (resize_token_embeddings)")
-    refuse(
-        rows, unlike, "record the log-prob of each token of this tokenizer, the end token's last, or drop the column"
-    )
+            for check, mend in CHECKS:
+                if fault := check(example, every):
+                    faults[mend].append((example.number, fault))
+    for mend, some in faults.items():
+        refuse(rows, some, mend)
     if not kept:
-        raise GroError.plain(
-            f"{rows.name}: every prompt is longer than {limits.prompt} tokens", help="raise --max-prompt"
-        )
+        message = f"{rows.name}: every prompt is longer than {limits.prompt} tokens"
+        raise GroError.plain(message, help="raise --max-prompt")
     return every.part(kept)
 
 
-def _too_long(example: Example, limits: Limits) -> str | None:
-    window, prompt = limits.window, len(example.prompt)
+def _too_long(example: Example, of: Examples) -> str | None:
+    window, prompt = of.limits.window, len(example.prompt)
     if window is None:
         return None
-    longest = max(map(len, example.completions), default=limits.completion or 1)
+    longest = max(map(len, example.completions), default=of.limits.completion or 1)
     if prompt >= window:
         return f"the prompt has {prompt} tokens, and the model's window is {window}"
     if prompt + longest > window:
@@ -268,16 +257,19 @@ def _too_long(example: Example, limits: Limits) -> str | None:
     return None
 
 
-def _unknown(example: Example, limits: Limits) -> str | None:
-    last = max(max(ids) for ids in (example.prompt, *example.completions))
-    if limits.known is None or last < limits.known:
+def _unknown(example: Example, of: Examples) -> str | None:
+    last, known = max(max(ids) for ids in (example.prompt, *example.completions)), of.limits.known
+    if known is None or last < known:
         return None
-    return f"the tokenizer gives token {last}, and the model has embeddings for tokens 0 to {limits.known - 1}"
+    return f"the tokenizer gives token {last}, and the model has embeddings for tokens 0 to {known - 1}"
 
 
-def _unlike(example: Example, kind: str) -> str | None:
+def _unlike(example: Example, of: Examples) -> str | None:
     """What is wrong with the recorded log-probs of a row; a row without any is fine."""
-    for column, ids, values in zip(COMPLETIONS.get(kind, ()), example.completions, example.recorded, strict=True):
+    if not of.old:
+        return None
+    columns = COMPLETIONS.get(of.kind, ())
+    for column, ids, values in zip(columns, example.completions, example.recorded, strict=True):
         name = RECORDED[column]
         given = example.record.get(name)
         if given is None:
@@ -290,6 +282,14 @@ def _unlike(example: Example, kind: str) -> str | None:
             if not isinstance(value, (int, float)) or not -math.inf < value <= ROUNDED:
                 return f"`{name}` has {value!r} at token {at}; a log-prob is a finite number, at most 0"
     return None
+
+
+CHECKS = (
+    (_too_long, "use --max-prompt to leave long prompts out, --max-completion to cut completions, or a larger model"),
+    (_unknown, "use the model's own tokenizer, or give the model more embeddings (resize_token_embeddings)"),
+    (_unlike, "record the log-prob of each token of this tokenizer, the end token's last, or drop the column"),
+)
+"""What is looked for in every row, and what mends it."""
 
 
 def with_demonstrations(prompts: Sequence[Examples], demonstrations: Sequence[Examples]) -> list[Examples]:

@@ -30,9 +30,8 @@ def step_figures(
     mask, logp = batch.mask, batch.logp
     assert logp is not None
     ran = mask & ~logp.isnan()
+    own = _own(samples, batch, drawn=drawn)
     found = {"loss": float(evaluation.loss)}
-    own = mask & (batch.demonstration == 0)[:, None] if drawn and batch.demonstration is not None else mask
-    own = own & ~torch.tensor([sample.replayed for sample in samples], device=mask.device)[:, None]
     if batch.label is not None and evaluation.implicit_reward is not None:
         found |= preference_figures(evaluation.implicit_reward, batch)
     if batch.label is not None and not drawn:
@@ -47,30 +46,48 @@ def step_figures(
         rows = own.any(1)
         found[f"rewards/{name}/mean"] = float(values[rows].mean())
         found[f"rewards/{name}/std"] = float(values[rows].std(correction=0))
-    dead = ~ran[mask.any(1)].any(1)
-    found["dead_ratio"] = float(dead.double().mean())
-    told = own & ran
-    if drawn and batch.logp_ref is not None and told.any():  # an estimate only where the policy itself drew the tokens
-        found["kl"] = kl(logp[told], batch.logp_ref[told])
+    found["dead_ratio"] = float((~ran[mask.any(1)].any(1)).double().mean())
+    if drawn:  # estimates only where the policy itself drew the tokens
+        found |= _drift_figures(batch, own & ran)
     if drawn and old:
         found |= clip_figures(evaluation, own)
-    if drawn and batch.logp_sampler is not None and batch.logp_old is not None and told.any():
+    if batch.entropy is not None and ran.any():
+        found["entropy"] = float(batch.entropy[own & ran if (own & ran).any() else ran].mean())
+    found |= _factor_figures(evaluation, mask)
+    found["num_tokens"] = sum(len(sample.prompt) + len(sample.completion) for sample in samples)
+    return found | {f"report/{name}": value for name, value in evaluation.reports.items()}
+
+
+def _own(samples: Sequence[Sample], batch: Batch, *, drawn: bool) -> Tensor:
+    """[S, T] bool: the tokens of this step's own completions, neither replayed nor, among drawn ones, shown."""
+    own = batch.mask & ~torch.tensor([sample.replayed for sample in samples], device=batch.mask.device)[:, None]
+    return own & (batch.demonstration == 0)[:, None] if drawn and batch.demonstration is not None else own
+
+
+def _drift_figures(batch: Batch, told: Tensor) -> Figures:
+    """How far the policy is from its reference and from what drew, over the tokens `told` [S, T] bool."""
+    found: Figures = {}
+    assert batch.logp is not None
+    if batch.logp_ref is not None and told.any():
+        found["kl"] = kl(batch.logp[told], batch.logp_ref[told])
+    if batch.logp_sampler is not None and batch.logp_old is not None and told.any():
         gap = (batch.logp_old - batch.logp_sampler)[told].abs()
         found["sampling/sampling_logp_difference/mean"] = float(gap.mean())
         found["sampling/sampling_logp_difference/max"] = float(gap.max())
-    if batch.entropy is not None and ran.any():
-        found["entropy"] = float(batch.entropy[told if told.any() else ran].mean())
-    tokens = {"omega": evaluation.parts["omega"], "upsilon": evaluation.parts["upsilon"]}
-    tokens["coefficient"] = evaluation.coefficients
-    for name, part in tokens.items():
+    return found
+
+
+def _factor_figures(evaluation: Evaluation, mask: Tensor) -> Figures:
+    """Means over tokens of ω, υ and c, of their absolute values, and the share that is exactly 0."""
+    found: Figures = {}
+    parts = {"omega": evaluation.parts["omega"], "upsilon": evaluation.parts["upsilon"]}
+    for name, part in (parts | {"coefficient": evaluation.coefficients}).items():
         values = part[mask & ~part.isnan()]
-        if not values.numel():
-            continue
-        found[f"{name}/mean"] = float(values.mean())
-        found[f"{name}/abs_mean"] = float(values.abs().mean())
-        found[f"{name}/zeros"] = float((values == 0).double().mean())
-    found["num_tokens"] = sum(len(sample.prompt) + len(sample.completion) for sample in samples)
-    return found | {f"report/{name}": value for name, value in evaluation.reports.items()}
+        if values.numel():
+            found[f"{name}/mean"] = float(values.mean())
+            found[f"{name}/abs_mean"] = float(values.abs().mean())
+            found[f"{name}/zeros"] = float((values == 0).double().mean())
+    return found
 
 
 def preference_figures(reward: Tensor, batch: Batch) -> Figures:

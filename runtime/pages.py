@@ -8,6 +8,7 @@ from html import escape
 from grolang.runtime.compare import Comparison, curve_names
 from grolang.runtime.curves import COLOURS, Points, chart, short
 from grolang.runtime.figures import better, gain
+from grolang.runtime.record import curve
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --paper: #fff; --shade: #f6f7f9; }
@@ -101,14 +102,8 @@ def comparison_page(found: Comparison) -> str:
     """Runs side by side, with charts."""
     names = [run.name for run in found.runs]
     figures = curve_names(found.runs)
-    trained = {
-        name: {run.name: [(line["step"], line[name]) for line in run.metrics if name in line] for run in found.runs}
-        for name in figures
-    }
-    held = {
-        name: {run.name: [(line["step"], line[name]) for line in run.evaluations if name in line] for run in found.runs}
-        for name, _, _ in found.held_out
-    }
+    trained = {name: {run.name: curve(run.metrics, name) for run in found.runs} for name in figures}
+    held = {name: {run.name: curve(run.evaluations, name) for run in found.runs} for name, _, _ in found.held_out}
     rows = [(name, [f"{number(a)} → {number(b)}" for a, b in zip(one, two)]) for name, one, two in found.held_out]
     body = f"<h1>{escape(' · '.join(names))}</h1><p class='sub'>runs compared by grolang</p>"
     body += section("Runs", table(["", *names], [(what, *cells) for what, cells in found.facts]))

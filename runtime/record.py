@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +111,11 @@ class Record:
         return (
             f"grolang run {self.path / 'method.gro'} --config {self.path / 'settings.toml'} --output {self.path}-again"
         )
+
+
+def curve(lines: Iterable[Line], name: str) -> list[tuple[float, float]]:
+    """(step, value) of a figure, where lines have it."""
+    return [(line["step"], line[name]) for line in lines if name in line]
 
 
 def process() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from grolang.language.diagnostics import GroError, cause
 from grolang.runtime.curves import COLOURS, Frame, bins
 from grolang.runtime.pages import charts, moved, number, page, section, table, tile
 from grolang.runtime.parquet import FOLDER, parts, read, read_completions
-from grolang.runtime.record import Record, write_text
+from grolang.runtime.record import Record, curve, write_text
 
 FORMULAS = ".formula { overflow-x: auto; overflow-y: hidden; padding: .3rem 0; } .formula math { margin: 0; }\n"
 FIRST = ("reward", "rewards/accuracies", "rewards/margins", "loss", "kl", "entropy", "grad_norm", "learning_rate")
@@ -100,18 +100,11 @@ def _estimator(method: Page) -> str:
 def _curves(record: Record) -> str:
     names = dict.fromkeys(name for line in record.metrics[-1:] for name in (*FIRST, *line) if name in line)
     skipped = ("step", "epoch", "seconds", "num_tokens")
-    trained = {
-        name: {name: [(line["step"], line[name]) for line in record.metrics if name in line]}
-        for name in names
-        if name not in skipped
-    }
+    trained = {name: {name: curve(record.metrics, name)} for name in names if name not in skipped}
     first = {name: line for name, line in trained.items() if name in FIRST or name.startswith("completions/mean")}
     rest = {name: line for name, line in trained.items() if name not in first}
-    held = {
-        name: {name: [(line["step"], line[name]) for line in record.evaluations if name in line]}
-        for name in (record.evaluations[0] if record.evaluations else {})
-        if name != "step"
-    }
+    measured = record.evaluations[0] if record.evaluations else {}
+    held = {name: {name: curve(record.evaluations, name)} for name in measured if name != "step"}
     rows = [
         (name, *(number(line.get(name)) for line in record.evaluations[:: max(1, len(record.evaluations) - 1)]))
         for name in held
