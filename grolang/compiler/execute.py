@@ -196,6 +196,7 @@ class Run:
         return found
 
     def missing(self, name: str, prefix: str = "") -> GroError:
+        """E901: what the batch lacks, and what supplies it."""
         supplier = _SUPPLIERS.get(name, f"the score function `{name.removeprefix('greedy ')}`")
         shown = name
         if name.startswith("greedy "):

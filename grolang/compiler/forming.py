@@ -58,6 +58,7 @@ class Forming:
 
     @cached_property
     def tokens(self) -> Tensor:
+        """[n]: see above; with groups as units a group's tokens stand together."""
         run, own = self.run, ("logp",) if self.entropy is None else ("logp", "entropy")
         live = torch.ones(len(self.logp), dtype=torch.bool, device=run.device)
         if len(live):

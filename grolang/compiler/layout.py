@@ -38,6 +38,7 @@ class Layout:
 
     @cached_property
     def lengths(self) -> Tensor:
+        """[R]: completion tokens of each row."""
         return self.mask.sum(1)
 
     @cached_property
@@ -66,6 +67,7 @@ class Layout:
         return torch.argsort(other * self.size(Scope.SEQUENCE) + own)
 
     def size(self, scope: Scope) -> int:
+        """How many values a tensor of this scope has."""
         if scope is Scope.COMPARISON:
             return self.comparisons[0].numel()
         if scope is Scope.TOKEN:

@@ -54,6 +54,7 @@ class Lowering:
         return self.expression(self.method.functions[name].body, MAIN)
 
     def expression(self, expr: ir.Expr, world: str = MAIN) -> int:
+        """The step of an expression's value, at its own scope or a coarser one that decides it."""
         before, self.builder.span = self.builder.span, expr.span
         try:
             return self._expression(expr, world)

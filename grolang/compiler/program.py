@@ -134,6 +134,7 @@ class Builder:
         scope: Scope,
         world: str = MAIN,
     ) -> int:
+        """A step, written unless it is there already; its index."""
         step = Step(op, tuple(args), detail, scope, MAIN if world == GREEDY else world, self.span)
         if step not in self._known:
             self._known[step] = len(self.steps)
@@ -141,6 +142,7 @@ class Builder:
         return self._known[step]
 
     def number(self, value: float) -> int:
+        """A written number."""
         return self.emit("const", detail=(float(value),), scope=Scope.CONST)
 
     def value(self, index: int) -> float | None:
@@ -150,9 +152,11 @@ class Builder:
         return float(step.detail[-1]) if known else None
 
     def load(self, name: str, scope: Scope, world: str = MAIN) -> int:
+        """A tensor of the batch."""
         return self.emit("load", detail=(name,), scope=scope, world=world)
 
     def count(self, child: Scope, parent: Scope, world: str = MAIN) -> int:
+        """How many children each parent has: N tokens of a batch, |y| of a sequence."""
         return self.emit("count", detail=(child.word,), scope=parent, world=world)
 
     def spread(self, index: int, scope: Scope, world: str = MAIN) -> int:

@@ -22,6 +22,7 @@ class Findings(list[Diagnostic]):
         help: str = "",
         notes: Iterable[tuple[Span, str]] = (),
     ) -> None:
+        """A finding at this place; a code that begins with W is a warning."""
         severity: Severity = "warning" if code.startswith("W") else "error"
         marks = tuple(Note(span=place, label=text) for place, text in notes)
         self.append(

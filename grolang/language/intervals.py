@@ -1,4 +1,7 @@
-"""Intervals with open or closed ends: what is known of a value's range before any data is seen."""
+"""Intervals with open or closed ends: what is known of a value's range before any data is seen.
+
+A function here gives an interval that holds the results of the operation of its name on all values of its arguments.
+"""
 
 from __future__ import annotations
 

@@ -135,6 +135,8 @@ class Step(Frozen):
 
 
 class Report(Frozen):
+    """`report NAME = EXPR`"""
+
     name: str
     body: Expr
     span: Span
@@ -180,6 +182,7 @@ class MethodIR(Frozen):
 
     @property
     def grouped(self) -> bool:
+        """Whether its sequences stand in groups: pairs, or completions of one prompt."""
         return "preference" in self.data or "prompts" in self.data
 
 

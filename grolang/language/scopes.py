@@ -22,6 +22,7 @@ class Scope(IntEnum):
 
     @property
     def word(self) -> str:
+        """As files and messages name it: "sequence"."""
         return self.name.lower()
 
     @property

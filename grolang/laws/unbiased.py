@@ -35,10 +35,12 @@ class Bias:
 
     @property
     def gap(self) -> float:
+        """The largest difference."""
         return float((self.expected - self.true).abs().max())
 
     @property
     def unbiased(self) -> bool:
+        """Whether the two are one to rounding."""
         return self.gap <= TOLERANCE
 
 

@@ -107,7 +107,7 @@ class _Units:
         while len(self.scratch) < len(cuts):
             self.scratch.append(zero_sums(sweep.head, sweep.precise.sums))
         for cut, scratch in zip(cuts, self.scratch):
-            cleared(scratch)
+            clear(scratch)
             for piece in cut:
                 sweep.read(piece)
                 sweep.add(piece, w[shifted(piece, rows)], self.d_hidden, scratch)
@@ -163,10 +163,12 @@ def pack(units: Sequence[slice], most: int) -> list[slice]:
 
 
 def within(rows: slice, most: int) -> list[slice]:
+    """Rows cut into the fewest slices of at most `most`."""
     return [slice(rows.start + s.start, rows.start + s.stop) for s in spans(length(rows), most)]
 
 
 def shifted(rows: slice, base: slice) -> slice:
+    """Rows as they are counted from the start of `base`."""
     return slice(rows.start - base.start, rows.stop - base.start)
 
 
@@ -175,6 +177,7 @@ def length(rows: slice) -> int:
 
 
 def single_value(s: Tensor) -> float:
+    """The scale that all rows of a part have, NaN included; GroError where they differ."""
     if not bool(((s == s[0]) | s.isnan() & s[0].isnan()).all()):
         raise GroError.plain(
             "the scale of one unit must be one value for all of its rows: this coefficient does not factor",
@@ -183,14 +186,15 @@ def single_value(s: Tensor) -> float:
     return float(s[0])
 
 
-def cleared(sums: Sums) -> Sums:
+def clear(sums: Sums) -> None:
+    """Set all to 0."""
     for one in sums:
         if one is not None:
             one.zero_()
-    return sums
 
 
 def add_scaled(sums: Sums, other: Sums, s: float) -> None:
+    """sums += s · other, in place."""
     for one, part in zip(sums, other, strict=True):
         if one is not None and part is not None:
             one.add_(part, alpha=s)

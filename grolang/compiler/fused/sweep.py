@@ -53,6 +53,8 @@ FROZEN = Sums(None, None)
 
 
 def zero_sums(head: Head, dtype: torch.dtype) -> Sums:
+    """Accumulators of zeros for what of the head is trained."""
+
     def zeros(parameter: Tensor | None) -> Tensor | None:
         if parameter is None or not parameter.requires_grad:
             return None
@@ -71,6 +73,7 @@ def finished(hidden: Tensor, head: Head, d_hidden: Tensor, sums: Sums) -> Gradie
 
 
 def stored(parameter: torch.dtype) -> torch.dtype:
+    """The dtype in which a parameter's gradient is handed out, as `Gradients` promises."""
     return torch.float32 if parameter == torch.float16 else parameter
 
 
@@ -89,6 +92,7 @@ def bytes_per_logit(head: Head, precise: Precision) -> int:
 
 
 def row_chunks(hidden: Tensor, head: Head, budget: int | None) -> list[slice]:
+    """All rows, a chunk at a time."""
     return spans(len(hidden), chunk_limit(hidden, head, budget))
 
 
@@ -248,11 +252,13 @@ def add_own(
 
 
 def add_bias(tile: Tensor, c: Tensor, head: Head, out: Tensor | None) -> None:
+    """out [v] += gain · Σ c · errors [n, v], where the bias is trained."""
     if out is not None:
         out.addmv_(tile.T, c, alpha=head.gain)
 
 
 def check(hidden: Tensor, head: Head, targets: Tensor) -> None:
+    """GroError unless hidden is [N, D] and targets [N], for this head's D."""
     if hidden.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise GroError.plain(
             f"expected hidden states [N, {head.weight.shape[1]}] for this head, found {list(hidden.shape)}",
