@@ -51,7 +51,7 @@ def _terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # none: it was set by C, and is not known
 
 
 def _guarded(arguments: Sequence[str] | None) -> int:

@@ -60,7 +60,7 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """The smallest batch that tells a loss from a method, and what is told there.
+    """A small batch that tells a loss from a method, and what is told there.
 
     part: the first part of the method whose value is another in its changed form (which equals the loss); "gradient"
     where the parts are the same (the aggregation differs), or where there is no changed form.

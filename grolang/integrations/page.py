@@ -21,7 +21,7 @@ with the coefficients of a method here. The verdicts are numbers; the notes are 
 - **compared with** is the built-in method that the loss should be, and the parameters that its options mean.
 - **verdict**: *equal* on every batch, up to rounding; *k ×*, one factor on all of them; *a to b ×*, a factor that
   depends on the batch; else *differs*, first in the part of the method that is named (in the *gradient* where only the
-  aggregation is another): what it is there, and what the method has, on the smallest batch that shows it.
+  aggregation is another): what it is there, and what the method has, on a small batch that shows it.
 - **equal with** lists the statements that turn the method into the loss, all of them needed. For TRL's `GRPOConfig()`:
 
 ```gro

@@ -28,7 +28,7 @@ def table(rows: Iterable[tuple[str, Verdict]]) -> Table:
 
 
 def failure(method: str, verdict: Verdict) -> RenderableType:
-    """What broke a law: the smallest batch that was found, both coefficients, the first part that differs."""
+    """What broke a law: a small batch, both coefficients, the first part that differs."""
     title = Text(f"{method}: law {verdict.law} fails ({verdict.claim})", style="bold red")
     if verdict.counterexample is None:
         return Group(title, Text(verdict.error))
