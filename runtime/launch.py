@@ -26,9 +26,7 @@ def start(flags: Settings, config: str | Path | None = None, console: Console | 
 
 def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.Method, RunSettings]:
     """The method with its parameters set, and every setting."""
-    if config is None and flags.get("resume"):
-        config = settings_of(flags.get("output"))
-    given: dict[str, Any] = read_config(None if config is None else str(config))
+    given = from_file(flags, config)
     for name, value in flags.items():
         table = given.get(name)
         given[name] = {**table, **value} if isinstance(table, dict) and isinstance(value, dict) else value
@@ -37,6 +35,18 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
             message = "--steps and --epochs both say how long the run is"
             raise GroError.plain(message, help="give one of the two")
         given["epochs"] = 0  # steps count, whatever the file or the run that is resumed says
+    method = _method(given)
+    return method, read_settings(_kind(method, given), given)
+
+
+def from_file(flags: Settings, config: str | Path | None) -> dict[str, Any]:
+    """What a TOML file says: the one that is named, else that of a run that is resumed."""
+    if config is None and flags.get("resume"):
+        config = settings_of(flags.get("output"))
+    return read_config(None if config is None else str(config))
+
+
+def _method(given: Settings) -> grolang.Method:
     if "method" not in given:
         raise GroError.plain("no method was given", help="write `grolang run METHOD`, such as `grolang run dpo`")
     if not isinstance(given["method"], str):
@@ -44,16 +54,21 @@ def resolve(flags: Settings, config: str | Path | None = None) -> tuple[grolang.
     parameters = given.get("set", {})
     if not isinstance(parameters, dict):
         raise GroError.plain(f"`set` is {parameters!r}", help="write a table: [set], then `beta = 0.2` below it")
-    method = grolang.load(given["method"], **parameters)
+    return grolang.load(given["method"], **parameters)
+
+
+def _kind(method: grolang.Method, given: Settings) -> str:
+    """The row of DEFAULTS that a run of this method starts from; a group that it cannot have is an error."""
     group = given.get("group", method.group)
-    if "group" in given and method.data[0] != "prompts":
-        help = "leave it out: the rows are the completions"
-        raise GroError.plain(f"--group: `{method.name}` draws no completions", help=help)
+    if method.data[0] != "prompts":
+        if "group" in given:
+            help = "leave it out: the rows are the completions"
+            raise GroError.plain(f"--group: `{method.name}` draws no completions", help=help)
+        return method.data[0]
     if group == 1 and method.data == ("prompts",) and method.needs.others:
         message = f"a group of one: `{method.name}` reduces `over others`, and one completion is drawn for each prompt"
         raise GroError.plain(message, help="give --group 2 or more", code="E903")
-    groups = isinstance(group, int) and group > 1 and method.data[0] == "prompts"
-    return method, read_settings("prompts in groups" if groups else method.data[0], given)
+    return "prompts in groups" if isinstance(group, int) and group > 1 else "prompts"
 
 
 def settings_of(output: str | None) -> Path:

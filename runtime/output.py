@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,7 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints
 from grolang.runtime.figures import Figures
 from grolang.runtime.parts import data_parts
+from grolang.runtime.processes import of_all
 from grolang.runtime.record import FILE, Record, as_json, process, write_text
 from grolang.runtime.settings import RunSettings, to_toml
 
@@ -53,42 +55,40 @@ def open_output(method: Method, settings: RunSettings, accelerator: Accelerator)
 
 
 def open_folder(name: str, settings: RunSettings, accelerator: Accelerator) -> Path:
-    """The folder of a run, made where it is not there yet, the same in every process; runs/NAME-N where none is said.
-
-    A folder that holds a run is used only to resume it, and resumed is only what has checkpoints and is not being run
-    (else GroError).
-    """
+    """The folder of a run, made if it is not there, the same in every process; runs/NAME-N where none is said."""
     names = [settings.output or next_name(name)] if accelerator.is_main_process else [""]
     output = Path(str(broadcast_object_list(names)[0]))
-    saved, begun = bool(checkpoints.kept(output)), (output / "metrics.jsonl").exists()
-    anew = f"remove {output}, or give another --output"  # of a run that ended before it had a checkpoint
-    if accelerator.is_main_process and Record(output).status == "running":
-        number = Record(output).info["process"]["pid"]
-        help = "wait for it, or stop it first" if settings.resume else "give another --output"
-        raise GroError.plain(f"{output} is being run, by process {number}", help=help)
-    if settings.resume and not saved:
-        help = f"leave out --resume{f'; {anew}' * begun}"
-        raise GroError.plain(f"{output} holds no checkpoint to resume from", help=help)
-    if not settings.resume and begun and accelerator.is_main_process:
-        if not saved:
-            raise GroError.plain(f"{output} holds a run that has no checkpoint yet", help=anew)
-        raise GroError.plain(f"{output} holds a run already", help="add --resume, or give another --output")
+    of_all(accelerator, lambda: _check_folder(output, settings) if accelerator.is_main_process else None)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GroError.plain(
-            f"cannot make the folder {output}: {error.strerror}", help="give another --output"
-        ) from error
+        message = f"cannot make the folder {output}: {error.strerror}"
+        raise GroError.plain(message, help="give another --output") from error
     accelerator.wait_for_everyone()
     return output
 
 
+def _check_folder(output: Path, settings: RunSettings) -> None:
+    """Raise GroError where a run is there and is not to be resumed, or cannot be."""
+    saved, begun = bool(checkpoints.kept(output)), (output / "metrics.jsonl").exists()
+    anew = f"remove {output}, or give another --output"  # of a run that ended before it had a checkpoint
+    if Record(output).status == "running":
+        number = Record(output).info["process"]["pid"]
+        help = "wait for it, or stop it first" if settings.resume else "give another --output"
+        raise GroError.plain(f"{output} is being run, by process {number}", help=help)
+    if settings.resume and not saved:
+        help = f"leave out --resume; {anew}" if begun else "leave out --resume"
+        raise GroError.plain(f"{output} holds no checkpoint to resume from", help=help)
+    if begun and not saved:
+        raise GroError.plain(f"{output} holds a run that has no checkpoint yet", help=anew)
+    if begun and not settings.resume:
+        raise GroError.plain(f"{output} holds a run already", help="add --resume, or give another --output")
+
+
 def next_name(name: str) -> str:
     """The first folder runs/NAME-N that is not there yet."""
-    number = 1
-    while Path("runs", f"{name}-{number}").exists():
-        number += 1
-    return str(Path("runs", f"{name}-{number}"))
+    numbered = (Path("runs", f"{name}-{number}") for number in count(1))
+    return str(next(path for path in numbered if not path.exists()))
 
 
 def describe(output: Path, method: Method, settings: RunSettings, accelerator: Accelerator) -> list[str]:
@@ -98,15 +98,9 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
     """
     for name, text in method_texts(method).items():
         write_text(output / name, text)
-    sources = dict.fromkeys(Path(source.rpartition(":")[0]) for source in settings.score.values())
-    names: list[str] = []
-    for path in sources:
-        if path.suffix == ".py" and path.is_file():
-            same = names.count(path.name)  # files of one name from several folders
-            names.append(path.name)
-            (output / "scores").mkdir(exist_ok=True)
-            own = path.with_stem(f"{path.stem}-{same + 1}").name if same else path.name
-            write_text(output / "scores" / own, path.read_text(encoding="utf-8"))
+    for name, text in score_texts(settings).items():
+        (output / "scores").mkdir(exist_ok=True)
+        write_text(output / "scores" / name, text)
     if settings.chat_template is not None:
         write_text(output / "chat_template.jinja", Path(settings.chat_template).read_text(encoding="utf-8"))
     write_text(output / "settings.toml", to_toml(settings))
@@ -171,6 +165,17 @@ def method_texts(method: Method) -> dict[str, str]:
     """The method as `method.gro`, and what it extends beside it under its own name, where it is looked up first."""
     texts = {f"{Path(name).stem}.gro": source.text for name, source in method.sources.items() if name != method.path}
     return texts | {"method.gro": method.text}
+
+
+def score_texts(settings: RunSettings) -> dict[str, str]:
+    """The files of score functions by their names, which are numbered where several folders have the same."""
+    texts: dict[str, str] = {}
+    for path in dict.fromkeys(Path(source.rpartition(":")[0]) for source in settings.score.values()):
+        if path.suffix == ".py" and path.is_file():
+            numbered = (f"{path.stem}-{number}.py" for number in count(2))
+            name = path.name if path.name not in texts else next(one for one in numbered if one not in texts)
+            texts[name] = path.read_text(encoding="utf-8")
+    return texts
 
 
 def command() -> str | None:

@@ -29,7 +29,7 @@ from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_ex
 from grolang.runtime.figures import Figures
 from grolang.runtime.forms import checked
 from grolang.runtime.interrupts import held_interrupts
-from grolang.runtime.launch import settings_of
+from grolang.runtime.launch import from_file
 from grolang.runtime.loop import Training
 from grolang.runtime.models import load_classifier, vocabulary, window
 from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
@@ -37,7 +37,7 @@ from grolang.runtime.processes import add_up, joined, share
 from grolang.runtime.progress import Screen
 from grolang.runtime.record import write_text
 from grolang.runtime.reward_model import pad_of, rewards
-from grolang.runtime.settings import REWARD, RunSettings, Settings, read_config, read_settings, to_toml
+from grolang.runtime.settings import REWARD, RunSettings, Settings, read_settings, to_toml
 from grolang.runtime.setup import open_encoder
 from grolang.runtime.sharding import wanted
 from grolang.runtime.tracking import chosen
@@ -49,12 +49,7 @@ LR, OWN_LR = 3e-4, 1e-5  # of the embedded model, and of one of the user's
 
 def start(flags: Settings, config: str | Path | None = None, console: Console | None = None) -> Outcome:
     """Train as the flags and the file say, or go on with `resume` where a folder's last checkpoint stands."""
-    if config is None and flags.get("resume"):
-        config = settings_of(flags.get("output"))
-    given = {
-        name: value for name, value in read_config(None if config is None else str(config)).items() if name != "method"
-    }
-    given |= flags
+    given = {name: value for name, value in from_file(flags, config).items() if name != "method"} | dict(flags)
     for name in given:
         if name not in REWARD:
             raise GroError.plain(f"there is no setting `{name}` here; the settings are {', '.join(REWARD)}")
