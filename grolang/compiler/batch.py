@@ -64,6 +64,9 @@ class Batch:
             if list(tensor.shape) != expected:
                 message = f"`{name}` must have shape {axes} = {expected}, not {list(tensor.shape)}"
                 raise GroError.plain(message, help="S and T are those of `mask`")
+        there = None if self.group is None or not self.group.is_floating_point() else self.group[self.mask.any(1)]
+        if there is not None and bool((there % 1 != 0).any()):
+            raise GroError.plain("`group` must hold whole numbers, one for each prompt", help="pass integers")
         if self.mismatched is not None and self.mismatched.mask.shape[0] != rows:
             message = f"`mismatched` must have {rows} rows, not {self.mismatched.mask.shape[0]}"
             raise GroError.plain(message, help="row i belongs to prompt i")

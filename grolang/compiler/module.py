@@ -91,6 +91,7 @@ class Compiled(nn.Module):
         slots = forming.slots
         states = hidden.flatten(0, 1).index_select(0, slots)
         chosen = targets.flatten().index_select(0, slots)
+        _known(chosen, head.vocabulary)
         if not trained:
             forming.read(forming.tokens, states, head, chosen, budget=self.budget, kernels=self.kernels)
             return forming.loss(), ()
@@ -108,6 +109,14 @@ def _fits(hidden: Tensor, targets: Tensor, batch: Batch) -> None:
         message = f"hidden must be [S, T, D] and targets [S, T] with [S, T] = {shape}, as the mask"
         found = f"found hidden {list(hidden.shape)} and targets {list(targets.shape)}"
         raise GroError.plain(f"{message}; {found}", help="hidden[s, t] is the state that predicts targets[s, t]")
+
+
+def _known(targets: Tensor, vocabulary: int) -> None:
+    """A GPU is not waited for: there the kernel that reads the targets says so."""
+    if targets.device.type == "cpu" and bool(((targets < 0) | (targets >= vocabulary)).any()):
+        message = f"targets must be tokens of the head, 0 to {vocabulary - 1}, where the mask is on; found"
+        wrong = int(targets[(targets < 0) | (targets >= vocabulary)][0])
+        raise GroError.plain(f"{message} {wrong}", help="switch the mask off where there is nothing to learn")
 
 
 def compile(method: Method, *, budget: int | None = None, keep: int = KEEP, kernels: bool = False) -> Compiled:

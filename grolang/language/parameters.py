@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 from lark import Token, Tree
 
@@ -91,7 +92,7 @@ def bound(method: MethodIR, values: Mapping[str, float]) -> MethodIR:
             help = suggested(key, rows, known)
             raise GroError.plain(f"`{method.name}` has no parameter `{name}`", help=help, code="E208")
         row = rows[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        if isinstance(value, bool) or not isinstance(value, Real) or value != value:
             raise GroError.plain(
                 f"`{name}` must be a number, not {value!r}", help=f"its default is {row.value:g}", code="E501"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,3 +131,26 @@ def test_a_batch_moves_with_all_that_it_holds() -> None:
 
 def test_a_method_shows_itself_in_a_line() -> None:
     assert repr(grolang.load("dpo", beta=0.2)) == "Method(dpo, preference, beta=0.2)"
+
+
+@pytest.mark.parametrize("group", [[0.0, 0.5, 1.0], [0.0, 0.0, float("nan")]])
+def test_a_group_is_a_whole_number(group: list[float]) -> None:
+    with pytest.raises(grolang.GroError, match="`group` must hold whole numbers"):
+        grolang.Batch(mask=on(), group=torch.tensor(group))
+    mask = on() & (torch.tensor(group) % 1 == 0)[:, None]  # padding may hold anything
+    assert grolang.Batch(mask=mask, group=torch.tensor(group)).group is not None
+
+
+@pytest.mark.parametrize("wrong", [-100, 7])
+def test_a_target_that_is_no_token_is_an_error_where_the_mask_is_on(wrong: int) -> None:
+    batch, targets = grolang.Batch(mask=on(), group=torch.arange(S)), torch.zeros(S, T, dtype=torch.long)
+    targets[1, 2] = wrong
+    module = grolang.compile(grolang.load("sft"))
+    with pytest.raises(grolang.GroError, match=rf"0 to 6, where the mask is on; found {wrong}"):
+        module(torch.randn(S, T, 2), torch.randn(7, 2), targets, batch)
+    batch.mask[1, 2] = False
+    assert module(torch.randn(S, T, 2), torch.randn(7, 2), targets, batch).isfinite()
+
+
+def test_a_parameter_may_be_a_number_of_numpy() -> None:
+    assert grolang.load("dpo", beta=np.float32(0.25)).params == grolang.load("dpo", beta=0.25).params
