@@ -111,7 +111,7 @@ class Policy(nn.Module):
 
     def _layout(self, tokens: Tokens) -> packing.Layout | None:
         """The row of these sequences but for their last tokens, which predict nothing; None where it saves little."""
-        layout = packing.lay_out([ids[:-1] for ids in tokens.whole], whole=not packing.takes_masks(self.model))
+        layout = packing.lay_out([ids[:-1] for ids in tokens.whole], packing.enough(self.model))
         return layout.to(tokens.ids.device) if len(layout.ids) <= packing.WORTH * tokens.ids.numel() else None
 
     def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_what_most_of_a_sequence_shares_is_asked_for_once() -> None:
     layout = lay_out([[*prompt, 30, 31], [*prompt, 30, 32, 33], [*prompt, 40], [*prompt, 30, 31]])
     assert layout.blocks == ((1, 22, 22), (2, 2, 23))
     assert len(layout.ids) == 20 + 2 + 2 + 1
-    assert lay_out([prompt, [*prompt, 1]], whole=True).blocks == ((2, 21, 21),)
+    assert lay_out([prompt, [*prompt, 1]], inf).blocks == ((2, 21, 21),)
 
 
 @pytest.fixture(scope="module")
