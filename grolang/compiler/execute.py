@@ -118,18 +118,22 @@ class Run:
 
     def per_token(self, output: str) -> Tensor:
         """An output at each valid token [N]."""
-        (value,) = self(output)
-        return self.spread_to_tokens(value, self.program.steps[self.program.outputs[output]].scope)
+        self(output)
+        return self.at_tokens(self.program.outputs[output])
 
-    def spread_to_tokens(self, value: Tensor, scope: Scope) -> Tensor:
-        """A value of this scope at each valid token [N]."""
-        return self._spread(value, scope, Scope.TOKEN, self.layout)
+    def at_tokens(self, index: int) -> Tensor:
+        """The value of a step that has run at each valid token [N]."""
+        return self._spread(self.values[index], self.program.steps[index].scope, Scope.TOKEN, self.layout)
 
-    def to_slots(self, value: Tensor, scope: Scope) -> Tensor:
-        """A value as a [S, T] tensor, 0 where the mask is off."""
-        whole = value.new_zeros(self.batch.mask.shape)
+    def per_slot(self, output: str) -> Tensor:
+        """An output as [S, T], 0 where the mask is off."""
+        return self.to_slots(self.per_token(output))
+
+    def to_slots(self, values: Tensor) -> Tensor:
+        """Values of the valid tokens [N] as [S, T], 0 where the mask is off."""
+        whole = values.new_zeros(self.batch.mask.shape)
         row, slot = self.layout.places
-        whole[self.layout.rows[row], slot] = self._spread(value, scope, Scope.TOKEN, self.layout)
+        whole[self.layout.rows[row], slot] = values
         return whole
 
     def to_rows(self, value: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class Forming:
         if output is None or found is None:
             return plain_kernel(), False
         run(output)
-        known = (run.spread_to_tokens(run.values[index], program.steps[index].scope)[at] for index in found.known)
+        known = (run.at_tokens(index)[at] for index in found.known)
         return RowKernel(found.text, list(known)), output == "coefficient"
 
     def read(

@@ -25,7 +25,6 @@ from grolang.language import library
 from grolang.language.checker import check
 from grolang.language.ir import MethodIR, ScoreRow
 from grolang.language.parameters import bound
-from grolang.language.scopes import Scope
 from grolang.language.source import Source
 
 _PARTS = ("reward", "advantage", "measure", "z", "omega", "upsilon", "credit")
@@ -135,8 +134,7 @@ class Method:
         Raises GroError where the batch lacks a tensor that the method uses (it says which, and what supplies it),
         and where a coefficient is not finite (it says which expression made it so).
         """
-        run = self._run(batch)
-        return self._coefficients(run)
+        return self._coefficients(self._run(batch))
 
     def dead(self, batch: Batch) -> Tensor:
         """[S] bool: sequences that no pass of the policy is needed for, since they cannot matter.
@@ -160,7 +158,7 @@ class Method:
         shown = ("report ", "implicit_reward")
         reports = tuple(name for name in self.program.outputs if name.startswith(shown))
         live = live_tokens(run, unknown, reports)
-        return batch.mask.any(1) & ~run.to_slots(live, Scope.TOKEN).any(1)
+        return batch.mask.any(1) & ~run.to_slots(live).any(1)
 
     def loss(self, batch: Batch) -> Tensor:
         """A scalar whose gradient in `batch.logp` is −coefficients: −Σ score coefficient · logp + penalty."""
@@ -177,7 +175,7 @@ class Method:
         reports = [name for name in self.program.outputs if name.startswith("report ")]
         known = self.program.loads("coefficient", "penalty", *reports) | {("logp", MAIN)}
         there = [name for name in self.program.outputs if self.program.loads(name) <= known]  # nothing is run for show
-        parts = {name: self._part(run, name) for name in _PARTS if name in there}
+        parts = {name: run.per_slot(name) for name in _PARTS if name in there}
         implicit = run.to_rows(run("implicit_reward")[0]) if "implicit_reward" in there else None
         values = {name.removeprefix("report "): float(run(name)[0]) for name in reports}
         return Evaluation(coefficients, loss, values, parts, implicit)
@@ -185,16 +183,13 @@ class Method:
     def _run(self, batch: Batch) -> Run:
         return Run(self.program, batch, self.name)
 
-    def _part(self, run: Run, name: str) -> Tensor:
-        return run.to_slots(run(name)[0], self.program.steps[self.program.outputs[name]].scope)
-
     def _coefficients(self, run: Run) -> Tensor:
         if not run.layout.rows.numel():
             return torch.zeros(run.batch.mask.shape, dtype=run.dtype, device=run.device)
         (value,) = run("coefficient")
         if not bool(torch.isfinite(value).all()):
             raise not_finite(run, "coefficient", self.sources)
-        return run.to_slots(value, Scope.TOKEN)
+        return run.to_slots(value)
 
     def _loss(self, run: Run, coefficients: Tensor) -> Tensor:
         logp = run.batch.logp

@@ -93,8 +93,7 @@ class Pair:
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
         """Both coefficients on a batch, and the first part whose values differ."""
         run = Run(self.program, batch, self.name, Arbitrary(seed))
-        left, right = (run.to_slots(value, Scope.TOKEN) for value in run("left", "right"))
-        return left, right, self._first(run)
+        return run.per_slot("left"), run.per_slot("right"), self._first(run)
 
     def first(self, batch: Batch) -> tuple[str, Tensor, Tensor] | None:
         """The first part whose values differ on a batch, with both of its values [S, T]; None where none does."""
@@ -102,10 +101,7 @@ class Pair:
         part = self._first(run)
         if not part:
             return None
-        names = (f"left {part}", f"right {part}")
-        scopes = [self.program.steps[self.program.outputs[name]].scope for name in names]
-        left, right = (run.to_slots(value, scope) for value, scope in zip(run(*names), scopes))
-        return part, left, right
+        return part, run.per_slot(f"left {part}"), run.per_slot(f"right {part}")
 
     def _first(self, run: Run) -> str:
         for part in _COMPARED:

@@ -69,13 +69,9 @@ def bias(method: Method, seed: int = 0) -> Bias:
     for drawn in product(range(len(COMPLETIONS)), repeat=GROUP):
         batch = _batch(policy.detach(), reference, scores, drawn, greedy)
         run = Run(method.program, batch, method.name)
-        (value,) = run("coefficient")
-        coefficients = run.to_slots(value, Scope.TOKEN)
-        rewards[list(drawn)] = run.to_slots(
-            run("reward")[0], method.program.steps[method.program.outputs["reward"]].scope
-        )[:, 0]
+        rewards[list(drawn)] = run.per_slot("reward")[:, 0]
         now = torch.stack([_padded(_logps(policy, COMPLETIONS[index])) for index in drawn])
-        (gradient,) = torch.autograd.grad((coefficients * now).sum(), logits, retain_graph=True)
+        (gradient,) = torch.autograd.grad((run.per_slot("coefficient") * now).sum(), logits, retain_graph=True)
         expected += chances[list(drawn)].prod() * gradient
     (true,) = torch.autograd.grad((totals.exp() * rewards).sum(), logits)
     return Bias(expected, true)

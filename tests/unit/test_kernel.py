@@ -111,7 +111,7 @@ def same_as_torch(method: grolang.Method, batch: grolang.Batch, kind: str = "pla
     (want,) = run("coefficient")
     if not bool(want.isfinite().all()) or float(want.abs().max()) > 1e6:
         return False
-    known = [run.spread_to_tokens(run.values[index], method.program.steps[index].scope) for index in found.known]
+    known = [run.at_tokens(index) for index in found.known]
     _, (found_logp, _, found_entropy, c) = launched(found, known, one)
     torch.testing.assert_close(found_logp, logp.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found_entropy, entropy.float(), rtol=1e-4, atol=1e-5)
