@@ -155,9 +155,8 @@ class Method:
         run = self._run(filled(batch, MAIN).replace(mismatched=filled(parts[MISMATCHED], MISMATCHED)))
         if not run.layout.rows.numel():
             return torch.zeros_like(batch.mask[:, 0])
-        shown = ("report ", "implicit_reward")
-        reports = tuple(name for name in self.program.outputs if name.startswith(shown))
-        live = live_tokens(run, unknown, reports)
+        shown = (name for name in (*self.program.reports, "implicit_reward") if name in self.program.outputs)
+        live = live_tokens(run, unknown, tuple(shown))
         return batch.mask.any(1) & ~run.to_slots(live).any(1)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -172,7 +171,7 @@ class Method:
         loss = self._loss(run, coefficients)
         if not run.layout.rows.numel():
             return Evaluation(coefficients, loss, {}, {}, None)
-        reports = [name for name in self.program.outputs if name.startswith("report ")]
+        reports = self.program.reports
         known = self.program.loads("coefficient", "penalty", *reports) | {("logp", MAIN)}
         there = [name for name in self.program.outputs if self.program.loads(name) <= known]  # nothing is run for show
         parts = {name: run.per_slot(name) for name in _PARTS if name in there}

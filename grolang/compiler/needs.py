@@ -59,7 +59,7 @@ class Needs:
 
 def needs(program: Program, score_names: tuple[str, ...]) -> Needs:
     """Read off the steps that the coefficients, the loss's value and the reports use."""
-    wanted = ["coefficient", "penalty", *(name for name in program.outputs if name.startswith("report "))]
+    wanted = ["coefficient", "penalty", *program.reports]
     loads, used = program.loads(*wanted), program.reachable(*wanted)
     names = {name for name, _ in loads}
     return Needs(

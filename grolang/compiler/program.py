@@ -88,6 +88,11 @@ class Program:
                 found.add(index)
         return frozenset(found)
 
+    @property
+    def reports(self) -> list[str]:
+        """The outputs that are logged."""
+        return [name for name in self.outputs if name.startswith("report ")]
+
     def loads(self, *outputs: str) -> set[tuple[str, str]]:
         """Name and world of each tensor that these outputs read; "" with each world that they have steps in."""
         steps = [self.steps[index] for index in self.reachable(*outputs)]
