@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from grolang.runtime.examples import Example, Examples, key, positions
+from grolang.runtime.examples import Example, Together, key, positions
 from grolang.runtime.rollout import Draw, Sampler, offline_draw
 from grolang.runtime.scoring import Scoring
 from grolang.runtime.sequences import Sample, Step
@@ -21,23 +21,15 @@ PLACES = 1 << 16  # places of the order that are looked at together
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Together):
     """Rows of several files in one endless order, a function of the seed alone.
 
     File i gives a share weight_i / Σ weights of any stretch of the order, to within a few rows; within each file every
     epoch is a new permutation.
     """
 
-    parts: tuple[Examples, ...]
     weights: tuple[float, ...]
     counted: dict[int, tuple[int, Any]] = field(default_factory=dict, compare=False, repr=False)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    @property
-    def kind(self) -> str:
-        return self.parts[0].kind
 
     def draw(self, seed: int, start: int, size: int) -> list[Example]:
         """The rows at `size` places of the order from `start` on."""

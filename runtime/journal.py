@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from grolang import Batch, Evaluation
@@ -35,25 +34,16 @@ class Seen:
 
 
 class Journal:
-    """A context manager around the steps of a run, which began (again) after `start` of them."""
+    """A context manager around the steps of a run, which begin (again) after those that the view has as done."""
 
     def __init__(
-        self,
-        name: str,
-        settings: RunSettings,
-        tokenizer: PreTrainedTokenizerBase,
-        output: Path,
-        console: Console,
-        start: int,
-        *,
-        main: bool,
+        self, view: View, settings: RunSettings, tokenizer: PreTrainedTokenizerBase, output: Path, *, main: bool
     ) -> None:
         self.status = "finished"  # how the run ends, in the words of `Record.status`
-        self.main, self.settings = main, settings
-        self.view = View(console, name, settings.steps, start)
+        self.view, self.settings, self.main, start = view, settings, main, view.done
         self.decode = partial(_decode, tokenizer)
         if self.main:
-            self.trackers = Trackers(chosen(settings.track), output, settings, start, partial(say, console))
+            self.trackers = Trackers(chosen(settings.track), output, settings, start, partial(say, view.console))
             self.metrics = MetricsFile(output / "metrics.jsonl", start)
             self.samples = SamplesFile(output, start)
             self.held_out = MetricsFile(output / "evaluations.jsonl", start)

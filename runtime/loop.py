@@ -24,7 +24,7 @@ from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.output import Outcome
-from grolang.runtime.progress import comparison, say, steps
+from grolang.runtime.progress import View, comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.settings import RunSettings
 
@@ -81,8 +81,8 @@ class Training(ABC):
     def go(self, state: checkpoints.State | None, interrupt: Interrupt) -> Outcome:
         """All of it, from the start or on from `state`, until the end or an interrupt."""
         start = 0 if state is None else state.step
-        tokenizer = self.encoder.tokenizer
-        with Journal(self.name, self.settings, tokenizer, self.output, self.console, start, main=self.main) as journal:
+        view = View(self.console, self.name, self.settings.steps, start)
+        with Journal(view, self.settings, self.encoder.tokenizer, self.output, main=self.main) as journal:
             if state is None:
                 self.before = self._evaluate(journal)
                 check_evaluation(self.settings, self.before)

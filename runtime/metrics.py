@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from grolang import Batch, Evaluation
-from grolang.language.diagnostics import GroError
 from grolang.runtime.examples import Ids
 from grolang.runtime.figures import Figures
-from grolang.runtime.record import write_text
+from grolang.runtime.record import write_text, writing
 from grolang.runtime.sequences import Sample
 
 
@@ -173,30 +172,24 @@ class MetricsFile:
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= after]
         self.kept: list[Figures] = [_finite(json.loads(line)) for line in kept]
         write_text(path, "".join(f"{line}\n" for line in kept))
-        try:
-            self.file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise GroError.plain(f"cannot write {path}: {error.strerror}") from error
+        with writing(path):
+            self.path, self.file = path, path.open("a", encoding="utf-8")
 
     def write(self, figures: Figures) -> None:
         """Append a line that is on the disk when this returns to the loop."""
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        try:
+        with writing(self.path):
             self.file.write(json.dumps(finite) + "\n")
             self.file.flush()
-        except OSError as error:
-            raise GroError.plain(f"cannot write {self.file.name}: {error.strerror}") from error
 
     def flush(self) -> None:
         """Force the lines to the disk."""
-        try:
+        with writing(self.path):
             os.fsync(self.file.fileno())
-        except OSError as error:
-            raise GroError.plain(f"cannot write {self.file.name}: {error.strerror}") from error
 
     def close(self) -> None:
-        self.flush()
-        self.file.close()
+        with writing(self.path), self.file:
+            self.flush()
 
 
 def _finite(line: dict[str, float | None]) -> Figures:

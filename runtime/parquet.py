@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grolang.language.diagnostics import GroError
+from grolang.runtime.record import replaced, writing
 
 FOLDER, COMPLETIONS = "samples", "evaluations"
 
@@ -41,16 +40,9 @@ def read_completions(output: Path) -> list[tuple[int, pa.Table]]:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write a table beside its place, force it to the disk and rename it; GroError where that fails."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
+    """Write a table as a whole; GroError where that fails."""
+    help = "free space there, or leave the samples out with --keep-samples 0"
+    with writing(path, help):
         path.parent.mkdir(exist_ok=True)
-        with fresh.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        help = "free space there, or leave the samples out with --keep-samples 0"
-        raise GroError.plain(f"cannot write {path}: {error.strerror}", help=help) from error
+    with replaced(path, help) as file:
+        pq.write_table(table, file, compression="zstd")

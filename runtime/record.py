@@ -6,11 +6,11 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -206,16 +206,33 @@ def as_json(value: object) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file as a whole: beside, forced to the disk, renamed. GroError where that fails."""
-    fresh = path.with_name(f".{path.name}.new")
+@contextmanager
+def writing(path: Path, help: str = "") -> Iterator[None]:
+    """What the system says against it is an error that names the file."""
     try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        yield
     except OSError as error:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise GroError.plain(f"cannot write {path}: {error.strerror}") from error
+        raise GroError.plain(f"cannot write {path}: {error.strerror}", help=help) from error
+
+
+@contextmanager
+def replaced(path: Path, help: str = "") -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once all of it is there: written beside, forced to the disk, renamed."""
+    fresh = path.with_name(f".{path.name}.new")
+    with writing(path, help):
+        try:
+            with fresh.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file as a whole."""
+    with replaced(path) as file:
+        file.write(text.encode())

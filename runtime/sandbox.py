@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from grolang.language.diagnostics import GroError
 from grolang.runtime.forms import text_of
 
@@ -141,10 +143,5 @@ def _process(job: str, given: str, folder: Path, seconds: float) -> str:
 
 def _threads() -> int:
     """Threads that the user runs already: without a namespace the limit counts them too."""
-    count = 0
-    for entry in Path("/proc").glob("[0-9]*/task"):
-        try:
-            count += sum(1 for _ in entry.iterdir()) if entry.stat().st_uid == os.getuid() else 0
-        except OSError:  # it ended meanwhile
-            continue
-    return count
+    every = (one.info for one in psutil.process_iter(["uids", "num_threads"]))
+    return sum(one["num_threads"] or 0 for one in every if one["uids"] and one["uids"].real == os.getuid())

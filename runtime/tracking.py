@@ -9,12 +9,13 @@ import importlib.util
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from transformers.utils.generic import flatten_dict
 
 from grolang.language.diagnostics import GroError, cause
 from grolang.runtime.figures import Figures
@@ -150,18 +151,10 @@ def _finite(value: float | None) -> bool:
 
 def _describe(tracker: GeneralTracker, settings: RunSettings) -> None:
     """The settings, flat. Tensorboard would make a run of its own of them, so that it gets them as a text."""
-    flat = _flat(settings.model_dump(exclude={"resume"}, exclude_none=True))
+    told = flatten_dict(settings.model_dump(exclude={"resume"}, exclude_none=True))
+    plain = (bool, int, float, str)
+    flat = {name: one if isinstance(one, plain) else str(one) for name, one in told.items() if one != {}}
     if tracker.name == "tensorboard":
         tracker.log({"settings": "\n".join(f"    {name} = {value}" for name, value in flat.items())}, step=0)
     else:
         tracker.store_init_configuration(flat)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found
