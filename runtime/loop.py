@@ -21,9 +21,9 @@ from grolang.runtime.descent import Descent
 from grolang.runtime.evaluation import Measured, check_evaluation
 from grolang.runtime.examples import Encoder
 from grolang.runtime.figures import Best, Figures, best, key_metric
-from grolang.runtime.interrupts import Interrupt
+from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
-from grolang.runtime.output import Outcome
+from grolang.runtime.output import Outcome, noted
 from grolang.runtime.progress import View, comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.settings import RunSettings
@@ -33,7 +33,8 @@ from grolang.runtime.settings import RunSettings
 class Training(ABC):
     """What a run trains, how far it has come, and the course that every training takes.
 
-    A kind of training says how a draw of rows becomes optimizer steps (`updates`) and what is measured (`measure`).
+    A kind of training says what it is (`start`), how a draw of rows becomes optimizer steps (`updates`), and what is
+    measured (`measure`).
     """
 
     name: str
@@ -53,6 +54,10 @@ class Training(ABC):
     seen: Seen | None = None  # the last step, as the method saw it
 
     result: ClassVar[str] = "the trained model is in {}"
+
+    @abstractmethod
+    def start(self) -> None:
+        """Write down what the run is, before anything is measured."""
 
     @abstractmethod
     def updates(self, draw: int) -> Iterator[Figures]:
@@ -78,8 +83,17 @@ class Training(ABC):
     def say(self, text: str) -> None:
         say(self.console, text)
 
-    def go(self, state: checkpoints.State | None, interrupt: Interrupt) -> Outcome:
-        """All of it, from the start or on from `state`, until the end or an interrupt."""
+    def go(self, state: checkpoints.State | None) -> Outcome:
+        """All of it, from the start or on from `state`; how it ends goes to the run's record."""
+
+        def work() -> Outcome:
+            with held_interrupts(self.console) as interrupt:
+                self.start()
+                return self._course(state, interrupt)
+
+        return noted(self.output, self.main, work)
+
+    def _course(self, state: checkpoints.State | None, interrupt: Interrupt) -> Outcome:
         start = 0 if state is None else state.step
         view = View(self.console, self.name, self.settings.steps, start)
         with Journal(view, self.settings, self.encoder.tokenizer, self.output, main=self.main) as journal:

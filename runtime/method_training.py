@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
@@ -22,15 +21,14 @@ from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import Measured
 from grolang.runtime.examples import key
 from grolang.runtime.figures import Figures
-from grolang.runtime.interrupts import held_interrupts
 from grolang.runtime.journal import Seen
 from grolang.runtime.loop import Training
 from grolang.runtime.metrics import step_figures
 from grolang.runtime.models import load_model
-from grolang.runtime.output import Outcome, describe, fingerprints, note, noted, open_output
+from grolang.runtime.output import Outcome, describe, fingerprints, note, open_output
 from grolang.runtime.processes import joined
 from grolang.runtime.progress import say
-from grolang.runtime.reference import Store, store
+from grolang.runtime.reference import store
 from grolang.runtime.replay import Kept, write_batch
 from grolang.runtime.report import leave_report
 from grolang.runtime.sequences import Sample, Step
@@ -60,35 +58,11 @@ def train(method: Method, settings: RunSettings, console: Console | None = None)
         method.name, run.settings, accelerator, run.model, run.encoder, descent, output, console, run=run
     )
 
-    def work() -> Outcome:
-        with held_interrupts(console) as interrupt:
-            _write_down(run, output, console)
-            run.engine.known = _reference_store(run)
-            return training.go(state, interrupt)
-
     try:
-        return noted(output, accelerator.is_main_process, work)
+        return training.go(state)
     finally:  # also of a run that failed
         if accelerator.is_main_process:
             leave_report(output, partial(say, console))
-
-
-def _write_down(run: Run, output: Path, console: Console) -> None:
-    """What is needed to repeat the run."""
-    if run.engine.accelerator.is_main_process:
-        for name in describe(output, run.method, run.settings, run.engine.accelerator):
-            say(console, f"note: {name} is not the file that the run began with; what follows is another run")
-        note(output, kernels="triton" if run.engine.kernels else "torch")
-
-
-def _reference_store(run: Run) -> Store | None:
-    """What the reference says of rows of the data, which is the same in every epoch and every run."""
-    engine, method = run.engine, run.method
-    if run.feed.sampler is not None or engine.reference is None or engine.sharded:
-        return None
-    files = [str(one.get("sha256", name)) for name, one in fingerprints(method, run.settings).items()]
-    data = [*method.data, *files, str(run.feed.rows.weights)]
-    return store(engine.reference.model, run.settings, data, engine.accelerator.num_processes)
 
 
 @dataclass
@@ -96,6 +70,18 @@ class MethodTraining(Training):
     """The parts of a run of a method, on their course."""
 
     run: Run = field(kw_only=True)
+
+    def start(self) -> None:
+        """And find what the reference says of rows of the data, which is the same in every epoch and every run."""
+        method, settings, engine, feed = self.run.method, self.settings, self.run.engine, self.run.feed
+        if self.main:
+            for name in describe(self.output, method, settings, self.accelerator):
+                self.say(f"note: {name} is not the file that the run began with; what follows is another run")
+            note(self.output, kernels="triton" if engine.kernels else "torch")
+        if feed.sampler is None and engine.reference is not None and not engine.sharded:
+            files = [str(one.get("sha256", name)) for name, one in fingerprints(method, settings).items()]
+            data = [*method.data, *files, str(feed.rows.weights)]
+            engine.known = store(engine.reference.model, settings, data, self.accelerator.num_processes)
 
     def updates(self, draw: int) -> Iterator[Figures]:
         """A draw of which no row could be scored (`--on-score-error skip`) gives steps that are left out."""

@@ -28,11 +28,10 @@ from grolang.runtime.evaluation import Measured
 from grolang.runtime.examples import Encoder, Example, Examples, Limits, load_examples, positions
 from grolang.runtime.figures import Figures
 from grolang.runtime.forms import checked
-from grolang.runtime.interrupts import held_interrupts
 from grolang.runtime.launch import from_file
 from grolang.runtime.loop import Training
 from grolang.runtime.models import load_classifier, vocabulary, window
-from grolang.runtime.output import Outcome, begin, fingerprint, noted, open_folder
+from grolang.runtime.output import Outcome, begin, fingerprint, open_folder
 from grolang.runtime.processes import add_up, joined, share
 from grolang.runtime.progress import Screen
 from grolang.runtime.record import write_text
@@ -80,19 +79,11 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     output = open_folder("reward", settings, accelerator)
     descent = Descent.of(model, settings)
     state = checkpoints.restore(output, model, descent, accelerator.process_index) if settings.resume else None
-    if accelerator.is_main_process:
-        write_text(output / "settings.toml", to_toml(settings, REWARD))
-        files = {one: fingerprint(Path(one)) for one in (name, settings.eval_data) if one}
-        begin(output, "reward model", files, accelerator)
     training = RewardTraining(
         "reward model", settings, accelerator, model, encoder, descent, output, console, pairs=pairs, held=held
     )
 
-    def work() -> Outcome:
-        with held_interrupts(console) as interrupt:
-            return training.go(state, interrupt)
-
-    return noted(output, accelerator.is_main_process, work)
+    return training.go(state)
 
 
 def _pairs(name: str, encoder: Encoder, limits: Limits) -> Examples:
@@ -114,6 +105,12 @@ class RewardTraining(Training):
     held: Examples = field(kw_only=True)
 
     result: ClassVar[str] = "the reward model is in {0}: --score NAME={0}"
+
+    def start(self) -> None:
+        if self.main:
+            write_text(self.output / "settings.toml", to_toml(self.settings, REWARD))
+            files = {one: fingerprint(Path(one)) for one in (self.pairs.rows.name, self.settings.eval_data) if one}
+            begin(self.output, self.name, files, self.accelerator)
 
     def updates(self, draw: int) -> Iterator[Figures]:
         began, settings = time.perf_counter(), self.settings
