@@ -93,15 +93,18 @@ def _needs(source: Source) -> str:
 
     method = check(source).unwrap()
     program, found = lower(method), needs_of(method)
+    asked = {
+        "reference model": found.reference,
+        "mismatched pass": found.mismatched,
+        "greedy completions": found.greedy,
+        "old log-probs": found.old,
+        "sampler log-probs": found.sampler,
+        "entropy": found.entropy,
+    }
     rows = [
         ("data", " + ".join(method.data)),
         ("scores", ", ".join(found.scores) or "none"),
-        ("reference model", _said(found.reference)),
-        ("mismatched pass", _said(found.mismatched)),
-        ("greedy completions", _said(found.greedy)),
-        ("old log-probs", _said(found.old)),
-        ("sampler log-probs", _said(found.sampler)),
-        ("entropy", _said(found.entropy)),
+        *((word, "yes" if needed else "no") for word, needed in asked.items()),
         ("coefficient known", f"{KNOWN[found.scope]} ({found.scope})"),
         ("in the first update", f"{KNOWN[found.old_scope]} ({found.old_scope})"),
         ("mismatched scope", found.mismatched_scope),
@@ -110,10 +113,6 @@ def _needs(source: Source) -> str:
     ]
     rows += [(f"with {name} = 0", f"no {' and no '.join(words)}") for name, words in vanishing(method).items()]
     return table(rows)
-
-
-def _said(needed: bool) -> str:
-    return "yes" if needed else "no"
 
 
 def _steps(source: Source) -> str:

@@ -14,21 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grolang.compiler.program import MAIN, Program, Step
+from grolang.language.functions import DENIED, FUNCTIONS
 from grolang.language.scopes import Scope
 
 #: one expression per function of the table that has one; `power` has none that is exact for every base
 EXPRESSIONS = {
-    "add": "{0} + {1}",
-    "subtract": "{0} - {1}",
-    "multiply": "{0} * {1}",
-    "divide": "{0} / {1}",
+    **{name: f"{{0}} {FUNCTIONS[name].symbol} {{1}}" for name in ("add", "subtract", "multiply", "divide")},
+    **{name: f"tl.where({{0}} {FUNCTIONS[name].symbol} {{1}}, 1.0, 0.0)" for name in DENIED},
     "negate": "-{0}",
-    "less": "tl.where({0} < {1}, 1.0, 0.0)",
-    "less_equal": "tl.where({0} <= {1}, 1.0, 0.0)",
-    "greater": "tl.where({0} > {1}, 1.0, 0.0)",
-    "greater_equal": "tl.where({0} >= {1}, 1.0, 0.0)",
-    "equal": "tl.where({0} == {1}, 1.0, 0.0)",
-    "not_equal": "tl.where({0} != {1}, 1.0, 0.0)",
     "not": "tl.where({0} == 0, 1.0, 0.0)",
     "and": "tl.where({0} != 0, {1}, {0})",
     "or": "tl.where({0} != 0, {0}, {1})",
