@@ -115,7 +115,8 @@ class Training(ABC):
             except Exception:  # of any kind: what was learned is kept
                 self._rescue()
                 raise
-        self.save_model("model")
+            with journal.doing("saving the model"):  # in the journal's time: where it fails the run has failed
+                self.save_model("model")
         if not interrupted:
             self._finish(after)
         else:

@@ -18,7 +18,7 @@ from conftest import rows_of
 from rich.console import Console
 
 from grolang import GroError
-from grolang.runtime import NO_TELEMETRY, RunSettings, start, tracking
+from grolang.runtime import NO_TELEMETRY, RunSettings, checkpoints, start, tracking
 
 
 def run(tiny: str, folder: Path, **flags: Any) -> str:
@@ -141,6 +141,27 @@ def test_a_tracker_is_told_how_the_run_ended(status: str, tmp_path: Path, monkey
     settings = RunSettings(method="dpo", steps=1, batch=1, lr=1.0)
     tracking.Trackers(["wandb", "mlflow"], tmp_path, settings, 0, print).close(status)
     assert ends == [told[0][status], told[1].get(status, "FINISHED")]
+
+
+def test_a_run_whose_model_cannot_be_saved_has_failed(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[str] = []
+
+    def full(folder: Path, write: Any) -> None:
+        if folder.name == "model":
+            raise GroError.plain(f"cannot save to {folder}")
+
+    def close(self: tracking.Trackers, status: str) -> None:
+        ends.append(status)
+        closed(self, status)
+
+    closed = tracking.Trackers.close
+    monkeypatch.setattr(tracking.Trackers, "close", close)
+    monkeypatch.setattr(checkpoints, "replace_folder", full)
+    with pytest.raises(GroError, match="cannot save to"):
+        run(tiny, tmp_path, track="none", steps=1, eval_every=0)
+    assert ends == ["failed"]
 
 
 def test_a_tracker_that_cannot_start_is_told_before_the_first_step(
