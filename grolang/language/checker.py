@@ -23,7 +23,7 @@ from grolang.language.functions import OBSERVABLES
 from grolang.language.habits import DECLARED, KINDS_MEANT
 from grolang.language.ir import FunctionDefinition, MethodIR, Report
 from grolang.language.parameters import parameter, score
-from grolang.language.scopes import joined
+from grolang.language.scopes import Scope, joined
 from grolang.language.source import Source
 from grolang.language.syntax import Statement
 from grolang.language.verify import verify
@@ -210,20 +210,24 @@ def _functions(elaborator: Elaborator) -> dict[str, FunctionDefinition]:
             made[name] = FunctionDefinition(
                 name=name, spelled=name, argument=row.argument, body=body, span=declared.place, given=False
             )
-            continue
-        word, argument, tree = statement.tree.children
-        assert isinstance(word, Token) and isinstance(argument, Token) and isinstance(tree, Tree)
-        if None in parts:
+        elif None in parts:
             continue  # the scope of the argument is not known; what it is made of has a finding of its own
-        if _shadows(argument, statement, elaborator):
-            continue
-        checked = elaborator.expression(statement, tree, Binding(canonical(str(argument)), name, scope))
-        if checked is not None:
-            span = statement.span_of(word)
-            made[name] = FunctionDefinition(
-                name=name, spelled=str(word), argument=str(argument), body=checked, span=span
-            )
+        elif (own := _function(name, statement, scope, elaborator)) is not None:
+            made[name] = own
     return made
+
+
+def _function(name: str, statement: Statement, scope: Scope, elaborator: Elaborator) -> FunctionDefinition | None:
+    """The author's omega or upsilon, of an argument of this scope; None where it has a finding."""
+    word, argument, tree = statement.tree.children
+    assert isinstance(word, Token) and isinstance(argument, Token) and isinstance(tree, Tree)
+    if _shadows(argument, statement, elaborator):
+        return None
+    body = elaborator.expression(statement, tree, Binding(canonical(str(argument)), name, scope))
+    if body is None:
+        return None
+    span = statement.span_of(word)
+    return FunctionDefinition(name=name, spelled=str(word), argument=str(argument), body=body, span=span)
 
 
 def _shadows(argument: Token, statement: Statement, elaborator: Elaborator) -> bool:
