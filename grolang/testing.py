@@ -40,10 +40,10 @@ def assert_gradient(
     """A loss of your own, from the batch of a whole step to a scalar, has the gradient of a method.
 
     `loss` is called on random batches in float64 whose `logp` is live; −∂loss/∂logp must be the method's coefficients
-    on completion tokens, to `tolerance` of the largest. Its value is not looked at, nor are batches on which the method
-    itself is not finite. Completions stand at the left of their rows unless `holes`; with `padding` some rows are off
-    as a whole. Raises AssertionError with a small batch that shows a difference, its groups of
-    `smallest_group` at least.
+    on completion tokens, to `tolerance` of the largest, and 0 where the mask is off. Its value is not looked at, nor
+    are batches on which the method itself is not finite. Completions stand at the left of their rows unless `holes`;
+    with `padding` some rows are off as a whole. Raises AssertionError with a small batch that shows a difference, its
+    groups of `smallest_group` at least.
     """
     known = method if isinstance(method, Method) else load(method)
     within = batches(known, smallest_group=smallest_group, largest_group=largest_group, holes=holes, padding=padding)

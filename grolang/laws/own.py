@@ -17,6 +17,11 @@ from grolang.laws.claims import Verdict, agree, search
 
 Loss = Callable[[Batch], Tensor]
 
+_STRAY = (
+    "the loss has a gradient where the mask is off (row {row}, slot {slot}): a slot without a token, which would be "
+    "learned from; multiply by `batch.mask` before anything is summed"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Own:
@@ -48,7 +53,7 @@ class Own:
         return self.within
 
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:
-        """Both [S, T]; what the loss says of masked slots is not looked at."""
+        """Both [S, T]. Raises AssertionError where the loss is no scalar or pushes slots that hold no token."""
         assert batch.logp is not None
         try:
             left = self.method.coefficients(batch)
@@ -58,8 +63,17 @@ class Own:
             left = torch.full_like(batch.logp, torch.nan)
         live = batch.logp.detach().clone().requires_grad_()
         value = self.loss(batch.replace(logp=live))
+        if not isinstance(value, Tensor) or value.ndim:
+            raise AssertionError(
+                f"a loss is a tensor without axes (end with a sum or mean); this one is {_shown(value)}"
+            )
         (right,) = torch.autograd.grad(value, live, allow_unused=True) if value.requires_grad else (None,)
-        return left, torch.zeros_like(left) if right is None else torch.where(batch.mask, -right, 0).to(left), ""
+        if right is None:
+            return left, torch.zeros_like(left), ""
+        stray = ((right.abs() > 0) & ~batch.mask).nonzero()  # no NaN: that is told by the comparison
+        if len(stray):
+            raise AssertionError(_STRAY.format(row=int(stray[0, 0]), slot=int(stray[0, 1])))
+        return left, torch.where(batch.mask, -right, 0).to(left), ""
 
     def comparable(self, left: Tensor, right: Tensor) -> bool:
         """Where the method is not finite nothing is said; a loss that alone is not finite is wrong."""
@@ -68,6 +82,10 @@ class Own:
     def agree(self, left: Tensor, right: Tensor) -> bool:
         """Equal to the tolerance."""
         return bool(torch.isfinite(right).all()) and agree(left, right, self.tolerance)
+
+
+def _shown(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def check_loss(

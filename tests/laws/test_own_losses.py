@@ -91,3 +91,20 @@ def test_a_counterexample_keeps_the_shape_that_was_asked_for(monkeypatch: pytest
     with pytest.raises(AssertionError, match="is not that of rloo"):
         assert_gradient(twice, "rloo", smallest_group=4, largest_group=4, examples=20)
     assert all((mask.int().diff(dim=1) <= 0).all() and (sizes == 4).all() for mask, sizes in shapes)
+
+
+def test_a_loss_that_pushes_slots_without_a_token_is_told() -> None:
+    def unmasked(batch: grolang.Batch) -> Tensor:
+        assert batch.logp is not None
+        return -batch.logp.sum() / batch.mask.sum()
+
+    method = grolang.load("sft")
+    with pytest.raises(AssertionError, match=r"where the mask is off \(row \d+, slot \d+\).*multiply by `batch.mask`"):
+        assert_gradient(unmasked, method, examples=20)
+    assert_gradient(lambda batch: unmasked(batch.replace(logp=batch.logp * batch.mask)), method, examples=5)
+
+
+@pytest.mark.parametrize(("made", "said"), [(lambda x: x, r"shape \[\d+\]"), (lambda x: 1.5, "a float")])
+def test_a_loss_that_is_no_scalar_is_told(made: Callable[[Tensor], object], said: str) -> None:
+    with pytest.raises(AssertionError, match=rf"a tensor without axes .*; this one is .*{said}"):
+        assert_gradient(lambda batch: made(dpo(batch)[None]), "dpo", examples=5)  # type: ignore[arg-type,return-value]
