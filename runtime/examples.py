@@ -27,6 +27,19 @@ RECORDED = {"completion": "logp_old", "chosen": "chosen_logp_old", "rejected": "
 """Columns with the log-probs that a completion was drawn with: a list, a number for each of its tokens."""
 
 
+def shared(columns: Sequence[str], kind: str) -> list[str]:
+    """The names that both responses of a pair have a column of their own for: `chosen_NAME` and `rejected_NAME`."""
+    if kind != "preference":
+        return []
+    found = [name.removeprefix("chosen_") for name in columns if name.startswith("chosen_")]
+    return [name for name in found if f"rejected_{name}" in columns and name != "logp_old"]
+
+
+def seen(record: Record, column: str, names: Sequence[str]) -> Record:
+    """The row as a score of the completion in `column` sees it: with `chosen_NAME` or `rejected_NAME` as NAME."""
+    return {**record, **{name: record[f"{column}_{name}"] for name in names}}
+
+
 @dataclass(frozen=True)
 class Example:
     """One row as tokens. `completions` are chosen and rejected, the one completion, or a prompt's demonstrations."""

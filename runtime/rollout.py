@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from grolang.runtime.data import Record
-from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key
+from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key, seen, shared
 from grolang.runtime.forms import is_conversation
 from grolang.runtime.processes import of_all, share
 from grolang.runtime.sampling import Drawn, Generator, Sampling
@@ -91,7 +91,11 @@ def offline_draw(examples: Sequence[Example], kind: str, scoring: Scoring, *, wh
 
     With `whole` a row stays whose score failed, as 0.
     """
-    records = [example.record for example in examples for _ in example.completions]
+    records = [
+        seen(example.record, column, shared(list(example.record), kind))
+        for example in examples
+        for column in COMPLETIONS[kind]
+    ]
     ids = [completion for example in examples for completion in example.completions]
     texts = [example.record[column] for example in examples for column in COMPLETIONS[kind]]
     scored = scoring(records, texts, ids)

@@ -46,12 +46,15 @@ class Sources:
             if name not in given and not drawn and name in columns:
                 found.append(Scorer(name, f"column {name}", column(name), (name,), self.patience))
             else:
-                found.append(self._scorer(name, given.get(name) or default, columns))
+                found.append(self._scorer(name, given.get(name) or default, columns, drawn=drawn))
         return found
 
-    def _scorer(self, name: str, source: str | None, columns: Sequence[str]) -> Scorer:
+    def _scorer(self, name: str, source: str | None, columns: Sequence[str], *, drawn: bool) -> Scorer:
         if source is None:
             mend = f"add --score {name}=FILE.py:FUNCTION or one of the built-in scores: {', '.join(BUILTINS)}"
+            mend += (
+                "" if drawn else f"; or a column `{name}` to the data, `chosen_{name}` and `rejected_{name}` to pairs"
+            )
             raise GroError.plain(f"nothing supplies the score `{name}`", help=mend)
         head, _, option = source.partition(":")
         if head in BUILTINS:

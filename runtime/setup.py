@@ -19,7 +19,16 @@ from grolang.runtime.assembly import Assembly
 from grolang.runtime.data import Rows, open_rows
 from grolang.runtime.engines import generator
 from grolang.runtime.evaluation import HeldOut
-from grolang.runtime.examples import Encoder, Examples, Limits, Together, load_examples, with_demonstrations
+from grolang.runtime.examples import (
+    COMPLETIONS,
+    Encoder,
+    Examples,
+    Limits,
+    Together,
+    load_examples,
+    shared,
+    with_demonstrations,
+)
 from grolang.runtime.feed import Feed, Mixture, Past
 from grolang.runtime.forms import COLUMNS, check_filled, checked
 from grolang.runtime.models import load_tokenizer, vocabulary, window
@@ -62,7 +71,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     files = [checked(open_rows(part.name), part.kind) for part in parts]
     main = [rows for part, rows in zip(parts, files, strict=True) if part.kind == kind]
     scores = _Scores(method, settings, accelerator, say)
-    columns = tuple(dict.fromkeys(name for rows in main for name in rows.columns))
+    columns = tuple(dict.fromkeys(name for rows in main for name in [*rows.columns, *shared(rows.columns, kind)]))
     scoring = Scoring(scores.of(main), accelerator, say, columns)
     for scorer in scoring.scorers:
         scorer.check(columns)
@@ -131,25 +140,30 @@ class _Scores:
         patience = Patience(settings.score_timeout, settings.score_retries, settings.on_score_error)
         self.sources = Sources(patience, accelerator.device, settings.trust_remote_code, say)
         self.wanted = {name: score.builtin for name, score in method.scores.items()}
-        self.given, self.drawn = settings.score, method.data[0] == "prompts"
+        self.kind, self.given, self.drawn = method.data[0], settings.score, method.data[0] == "prompts"
 
     def of(self, files: Sequence[Rows]) -> tuple[Scorer, ...]:
         """What marks completions of these files."""
         columns = [name for name in files[0].columns if all(name in rows.columns for rows in files)]
-        return _filled(self.sources.scorers(self.wanted, self.given, columns, drawn=self.drawn), files)
+        columns += shared(columns, self.kind)
+        return _filled(self.sources.scorers(self.wanted, self.given, columns, drawn=self.drawn), files, self.kind)
 
     def of_answers(self, files: Sequence[Rows]) -> tuple[Scorer, ...]:
         """What marks completions of rows with an answer, where the method itself has no scores for them."""
         scorers = self.sources.scorers({"accuracy": "exact_match"}, {}, files[0].columns, drawn=True)
-        return _filled(scorers, files)
+        return _filled(scorers, files, self.kind)
 
 
-def _filled(scorers: Sequence[Scorer], files: Sequence[Rows]) -> tuple[Scorer, ...]:
+def _filled(scorers: Sequence[Scorer], files: Sequence[Rows], kind: str) -> tuple[Scorer, ...]:
     """The scorers, each of which finds what it reads in every row."""
     for scorer in scorers:
-        for column in scorer.reads:
+        for name in scorer.reads:
             for rows in files:
-                check_filled(rows, column, f"the score {scorer.source}")
+                both = [
+                    f"{column}_{name}" for column in COMPLETIONS.get(kind, ()) if name in shared(rows.columns, kind)
+                ]
+                for column in both or [name]:
+                    check_filled(rows, column, f"the score {scorer.source}")
     return tuple(scorers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -11,13 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import SIZES, TEMPLATE, tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+import grolang
 from grolang import GroError
-from grolang.runtime import calls
+from grolang.runtime import RunSettings, calls
+from grolang.runtime.examples import Example, shared
+from grolang.runtime.rollout import offline_draw
 from grolang.runtime.score_sources import Sources
 from grolang.runtime.scores import Patience, Scored, Scorer, score
+from grolang.runtime.scoring import Scoring
+from grolang.runtime.setup import prepare
 from grolang.runtime.verifiers import BUILTINS, exact_match, final_answer
 
 ROWS = [{"prompt": "a", "answer": "18"}, {"prompt": "b", "answer": "3"}]
@@ -358,6 +365,27 @@ def test_a_column_of_its_name_supplies_a_score_of_the_data() -> None:
 
 
 # --- reward models ----------------------------------------------------------------------------------------------
+
+
+def test_each_response_of_a_pair_has_a_column_of_its_own() -> None:
+    record = {"prompt": "a", "chosen": "x", "rejected": "y", "chosen_r": 9.0, "rejected_r": 4.0, "chosen_only": 1.0}
+    names = shared(tuple(record), "preference")
+    assert names == ["r"] and shared(tuple(record), "prompts") == []
+    found = Sources(PATIENT).scorers({"r": None}, {}, [*record, *names], drawn=False)
+    rows = [Example(0, record, [1], ([2], [3]), (1.0, -1.0))]
+    drawn = offline_draw(rows, "preference", Scoring(tuple(found), Accelerator(cpu=True)))
+    assert [(one.label, one.scores) for one in drawn.samples] == [(1.0, {"r": 9.0}), (-1.0, {"r": 4.0})]
+
+
+@pytest.mark.parametrize("column", ["chosen_r", "rejected_r"])
+def test_a_pair_without_the_score_of_one_response_is_told(column: str, tiny: str, tmp_path: Path) -> None:
+    method, data = tmp_path / "mine.gro", tmp_path / "pairs.jsonl"
+    method.write_text('method mine "m"\ndata preference\nscore r\nreward = label * r\n')
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_r": 1.0, "rejected_r": 2.0}
+    data.write_text(json.dumps(row) + "\n" + json.dumps(row | {column: None}) + "\n")
+    settings = RunSettings(method=str(method), model=tiny, data=(str(data),), batch=1, lr=1.0, steps=1)
+    with pytest.raises(GroError, match=rf"pairs.jsonl:2: `{column}` is missing, and the score column r reads it"):
+        prepare(grolang.load(method), settings, Accelerator(cpu=True))
 
 
 def reward_model(folder: Path, template: str | None = None, **changes: Any) -> LlamaForSequenceClassification:
