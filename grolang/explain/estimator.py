@@ -222,7 +222,7 @@ def _weight(printer: Printer, steps: Iterable[ir.Step], scope: Scope) -> Formula
 
 
 def slope(method: ir.MethodIR, penalty: ir.Expr) -> ir.Expr | None:
-    """−∂P/∂log π at a token, as an expression; None where it reaches beyond its own completion, or has no word."""
+    """−∂P/∂log π at a token, as an expression; None where it leaves its completion, has no word, or is very long."""
     if penalty.scope < Scope.SEQUENCE:
         return None
     rows = {name: row.model_copy(update={"value": row.value or 1.0}) for name, row in method.parameters.items()}
@@ -236,8 +236,20 @@ def slope(method: ir.MethodIR, penalty: ir.Expr) -> ir.Expr | None:
             live.add(index)
             if step.op in PAIRED or (step.op == "reduce" and (step.scope < Scope.SEQUENCE or step.others)):
                 return None
-    rise = gradient(build, value, build.number(1), now)
-    return expression(build, build.apply("negate", rise), method)
+    fall = build.apply("negate", gradient(build, value, build.number(1), now))
+    return expression(build, fall, method) if _written_size(build, fall) <= _LONGEST else None
+
+
+#: steps of a derivative that is still written out
+_LONGEST = 1000
+
+
+def _written_size(build: Builder, index: int) -> int:
+    """How many steps an expression has where each is written as often as it is used."""
+    sizes = list[int]()
+    for step in build.steps[: index + 1]:
+        sizes.append(1 + sum(sizes[argument] for argument in step.args))
+    return sizes[index]
 
 
 # --- losses and names ----------------------------------------------------------------------------------------------

@@ -347,3 +347,10 @@ def test_the_estimator_of_a_known_method(name: str) -> None:
 def test_the_coefficient_of_grpo_holds_the_derivative_of_its_penalty() -> None:
     text = formulas(grolang.load("grpo").ir).coefficient.text
     assert text == "c_it = 1/(S·|y_i|) (ω(z_it)·A_i + β·π_ref(y_it) / πθ(y_it) − β)"
+
+
+def test_a_penalty_whose_derivative_is_very_long_is_not_written_out() -> None:
+    """Each definition uses the one before it twice: written out, the derivative would have 2 ^ 60 parts."""
+    definitions = "".join(f"d{place + 1} = d{place} * d{place}\n" for place in range(60))
+    text = f"method m\ndata unpaired\nreward = label\nd0 = logp\n{definitions}penalty = d60\n"
+    assert "∂/∂(log πθ(y_it))" in str(formulas(check(Source("m.gro", text)).unwrap()).coefficient)
