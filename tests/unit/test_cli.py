@@ -480,9 +480,10 @@ def test_the_words_that_an_option_takes_are_those_of_its_table() -> None:
     from grolang.language.checker import KINDS
 
     def words(command: Callable[..., None], option: str) -> tuple[str, ...]:
-        taken = get_args(get_type_hints(command, include_extras=True)[option])[0]
-        words, *_ = (one for one in (taken, *get_args(taken)) if get_origin(one) is Literal)  # itself, or X | None
-        return get_args(words)
+        parts = [get_type_hints(command)[option]]
+        while get_origin(parts[0]) is not Literal:  # X | None, which Python 3.10 writes of every default that is None
+            parts = [*get_args(parts[0]), *parts[1:]]
+        return get_args(parts[0])
 
     assert words(stages.show, "stage") == tuple(stages._STAGES)
     assert words(new, "data") == tuple(TEMPLATES) == KINDS
