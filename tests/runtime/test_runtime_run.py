@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import tomllib
 import torch
 from conftest import Write, lines, rows_of
 from rich.console import Console
@@ -26,6 +25,7 @@ from grolang.language.library import built_in
 from grolang.runtime import Outcome, RunSettings, checkpoints, interrupts, method_training, resolve, start
 from grolang.runtime.progress import Screen
 from grolang.runtime.record import Record
+from grolang.runtime.settings import tomllib
 
 QUICK = {"steps": 2, "batch": 6, "lr": 1e-3, "max_completion": 6, "micro_batch": 16}
 NATS = "nll/completions"
