@@ -61,6 +61,7 @@ SLIPS = (
     Slip(rf"({_LIBRARY})¦\.\w", r"delete `\1.`: a function is called by its name alone"),
     Slip(r"(\w+)¦\.(?:detach|item|stop_gradient)\b", r"write `sg(\1)`"),
     Slip(r"(\w+)¦\.(sum|mean|std|max|min)\(", r"write `\2(\1 over tokens)`, or another axis"),
+    Slip(r"\)¦\.(sum|mean|std|max|min)\(", r"write `\1(… over tokens)` around it, or another axis"),
     Slip(r"(\w+)¦\.(\w+)\(\)", r"write `\2(\1)`"),
     Slip(r"\A(?:extends|law .*(?:equals|to)) (\w+)¦\.gro\b", "delete `.gro`"),
     Slip(r"\Amethod \w+ *¦\((\w+)\)", r"write `extends \1` on a line of its own"),

@@ -67,6 +67,12 @@ ROWS = [
     (PAIRS, "reward = F.logsigmoid(label)", "delete `F.`", "reward = logsigmoid(label)"),
     (REWARD, "anchor = measure.detach()", "write `sg(measure)`", "anchor = sg(measure)"),
     (REWARD, "anchor = logp.mean(-1)", "write `mean(logp over tokens)`", "anchor = mean(logp over tokens)"),
+    (
+        REWARD,
+        "anchor = (logp - logp_ref).mean(-1)",
+        "write `mean(… over tokens)` around it",
+        "anchor = mean(logp - logp_ref over tokens)",
+    ),
     (PAIRS, "reward = label.exp()", "write `exp(label)`", "reward = exp(label)"),
     (PAIRS, "reward = label.data", "written by its name alone", "reward = label"),
     (REWARD, "anchor = mean(logp, dim=1)", "name the axis: `mean(x over tokens)`", "anchor = mean(logp over tokens)"),
