@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import glob
 import gzip
 import io
@@ -31,6 +32,7 @@ COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.op
 """What opens a compressed file, by the ending after that of its contents: `rows.jsonl.gz`."""
 
 LINES = (".jsonl", ".ndjson")  # files of a row a line
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what only who writes can meet
 NO_ROWS = "corresponds to no data"  # datasets' words for it
 SAVED = "state.json"  # what `Dataset.save_to_disk` leaves beside the rows
 SHOWN = 3  # faults of a file that a message spells out
@@ -170,11 +172,13 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _check_cache(error: BaseException, data: Path) -> None:
     """Raise GroError where it is not the data that failed but the folder in which `datasets` keeps what it has read."""
-    found, folder = _innermost(error), datasets.config.HF_DATASETS_CACHE
+    found, folder = _innermost(error), Path(datasets.config.HF_DATASETS_CACHE).absolute()
     if not isinstance(found, OSError) or found.errno is None:  # which is of the system, and not of a parser
         return
-    place = Path(found.filename or folder)
-    if place != data and data not in place.parents:
+    place = Path(found.filename or folder).absolute()
+    within = found.filename is not None and folder in (place, *place.parents)
+    above = place in folder.parents and place != data.absolute()  # a folder on the way that cannot be made
+    if within or above or found.errno in FULL:
         message = f"cannot write to the cache folder {place}: {found.strerror}"
         mend = "free space there, or name a folder of yours: export HF_HOME=FOLDER (HF_DATASETS_CACHE if that is set)"
         raise GroError.plain(message, help=mend) from error

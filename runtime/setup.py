@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -86,20 +85,19 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     if others:
         loaded = with_demonstrations(loaded, [load_examples(rows, other, encoder, rows_cut) for other, rows in others])
     weights = [part.weight for part in parts if part.kind == kind]
-    loaded, held = _hold_out(loaded, weights, settings, sampled)
 
-    ends = end_ids(model, encoder.end)
-    engine = assembly.engine(method, model, len(encoder.tokenizer), encoder.end, every=past is not None and past.old)
-    sampler = Sampler(
-        accelerator,
-        generator(settings, model, settings.model_path, accelerator, say, assembly.autocast),
-        _sampling(settings, ends, longest, encoder),
-        encoder,
-        scoring,
-        settings.seed,
-        around=partial(whole, engine.policy) if engine.sharded else nullcontext,
-    )
+    how = _sampling(settings, end_ids(model, encoder.end), longest, encoder)
+    draws = generator(settings, model, settings.model_path, accelerator, say, assembly.autocast)
+    sampler = Sampler(accelerator, draws, how, encoder, scoring, settings.seed)
+    loaded, held = _hold_out(loaded, weights, settings, sampled)
     held_out = _held_out(held, scores, sampler, settings, sampled)
+
+    # after what draws: vLLM looks how much memory is free when it starts, and the reference takes its part
+    engine = assembly.engine(method, model, len(encoder.tokenizer), encoder.end, every=past is not None and past.old)
+    if engine.sharded:
+        sampler = replace(sampler, around=partial(whole, engine.policy))
+        if held_out.sampler is not None:
+            held_out = replace(held_out, sampler=replace(held_out.sampler, around=sampler.around))
     group = settings.group or method.group
     drawing = replace(sampler, group=group, greedy=needs.greedy, keep_logp=needs.sampler) if drawn else None
     mixture = Mixture(tuple(loaded), tuple(weight or len(rows) for weight, rows in zip(weights, loaded, strict=True)))

@@ -61,6 +61,15 @@ def test_a_cache_that_cannot_be_written_is_not_the_datas_fault(
     assert "export HF_HOME=FOLDER" in str(caught.value) and "mend the file" not in str(caught.value)
 
 
+def test_a_folder_that_lacks_a_file_is_the_datas_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its path is relative, and where the cache is in a folder of its own that can be written."""
+    monkeypatch.chdir(tmp_path)
+    datasets.Dataset.from_list(rows_of("unpaired", 3)).save_to_disk("saved")
+    next(Path("saved").glob("*.arrow")).unlink()
+    for name in ("saved", str(tmp_path / "saved")):
+        assert f"{name} cannot be read: " in complaint(name, "unpaired")
+
+
 @pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.bz2", "ndjson.xz", "json.gz", "csv.gz"])
 def test_compressed_files_are_read_and_a_fault_has_its_line(ending: str, tmp_path: Path) -> None:
     form, _, packing = ending.partition(".")

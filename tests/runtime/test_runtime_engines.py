@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from grolang import GroError
 from grolang.runtime import defaults, parquet, start
 from grolang.runtime.adapters import add_lora
+from grolang.runtime.assembly import Assembly
 from grolang.runtime.engines import Weights, generator, request
 from grolang.runtime.launch import resolve
 from grolang.runtime.models import load_model, load_tokenizer
@@ -363,7 +364,9 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
         go(tmp_path / "out", engine="http://127.0.0.1:9")
 
 
-def test_what_vllm_would_need_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_what_vllm_would_need_is_said_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before a reference is loaded, which would take of the memory that vLLM finds free."""
+    monkeypatch.setattr(Assembly, "engine", None)
     with pytest.raises(GroError, match="--engine vllm needs the package vllm") as raised:
         go(tmp_path / "out", engine="vllm")
     assert "pip install 'grolang[vllm]'" in str(raised.value)
