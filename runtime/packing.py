@@ -62,7 +62,7 @@ def lay_out(sequences: Sequence[Ids], enough: float = 0.3) -> Layout:
     begins = [
         same if same >= enough * len(own) else 0 for own, same in zip(place, shared, strict=True)
     ]  # the token of each sequence from which on it is asked
-    padded = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in place], batch_first=True)
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(one, dtype=torch.long) for one in place], batch_first=True)
     gather = torch.empty(len(ids), dtype=torch.long)
     asked: list[Tensor] = []
     spread: list[Tensor] = []
@@ -198,7 +198,7 @@ def _mask(inner: Callable[..., Any], **options: Any) -> Any:
 def enough(model: PreTrainedModel) -> float:
     """What a sequence must share so that its own queries under a mask take less time than all of them without one.
 
-    On a CPU that was measured. A GPU has a faster kernel where there is no mask, and half the products to do in it.
+    On a CPU that was measured. A GPU, where it was not, has a faster kernel where there is no mask, with half the products.
     """
     if model.config.get_text_config()._attn_implementation.removeprefix(PREFIX) not in ("sdpa", "eager"):
         return inf  # it takes no mask of another form
@@ -237,16 +237,18 @@ def enable(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def _different(model: PreTrainedModel) -> str | None:
-    """What a packed row changes in three short sequences, against what another token at their beginning does.
+    """What a packed row changes in four short sequences, against what another token at their beginning does.
+
+    Three share most of their tokens, so that ends of several lengths stand in one block.
 
     In half precision rounding alone changes something; but a token that only one sequence has must then still be
     nothing to the others.
     """
     config, decoder = model.config.get_text_config(), cast(Any, model).get_decoder()
     draw = torch.Generator().manual_seed(0)
-    drawn = [torch.randint(0, config.vocab_size, (length,), generator=draw) for length in (11, 12, 7)]
-    drawn[1][:9] = drawn[0][:9]
-    drawn[2][:3] = drawn[0][:3]
+    drawn = [torch.randint(0, config.vocab_size, (length,), generator=draw) for length in (13, 12, 11, 7)]
+    for ids, same in zip(drawn[1:], (9, 9, 3), strict=True):
+        ids[:same] = drawn[0][:same]
 
     def alone(ids: Tensor) -> Tensor:
         found: Tensor = decoder(input_ids=ids[None].to(model.device), use_cache=False)[0]

@@ -758,6 +758,13 @@ MUTANTS: tuple[Mutant, ...] = (
             PACKING,
         ),
         (
+            "ends_take_the_first_row",
+            "in a packed row the end of a sequence goes under the mask of its beginning",
+            "mask[0][:, positions, :keys]",
+            "mask[0][:, positions * 0, :keys]",
+            PACKING,
+        ),
+        (
             "leaks_not_looked_for",
             "no one looks whether a token reaches another sequence",
             "if error <= rounding * matters and float(leaks.max()) <= LEAK * float(row.norm(dim=-1).mean()):",
