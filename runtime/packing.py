@@ -198,7 +198,7 @@ def _mask(inner: Callable[..., Any], **options: Any) -> Any:
 def enough(model: PreTrainedModel) -> float:
     """What a sequence must share so that its own queries under a mask take less time than all of them without one.
 
-    On a CPU that was measured. A GPU, where it was not, has a faster kernel where there is no mask, with half the products.
+    On a CPU that was measured. A GPU, where it was not, has a faster kernel without a mask, with half the products.
     """
     if model.config.get_text_config()._attn_implementation.removeprefix(PREFIX) not in ("sdpa", "eager"):
         return inf  # it takes no mask of another form
@@ -241,7 +241,7 @@ def _different(model: PreTrainedModel) -> str | None:
 
     Three share most of their tokens, so that ends of several lengths stand in one block.
 
-    In half precision rounding alone changes something; but a token that only one sequence has must then still be
+    In half precision rounding alone changes something; but tokens that only one sequence has must then still be
     nothing to the others.
     """
     config, decoder = model.config.get_text_config(), cast(Any, model).get_decoder()
@@ -254,9 +254,9 @@ def _different(model: PreTrainedModel) -> str | None:
         found: Tensor = decoder(input_ids=ids[None].to(model.device), use_cache=False)[0]
         return found[0].double()
 
-    def other(ids: Tensor, place: int) -> Tensor:
+    def other(ids: Tensor, places: Any) -> Tensor:
         changed = ids.clone()
-        changed[place] = (ids[place] + 1) % config.vocab_size
+        changed[places] = (ids[places] + 1) % config.vocab_size
         return changed
 
     layout = lay_out([ids.tolist() for ids in drawn], enough(model)).to(model.device)
@@ -266,10 +266,11 @@ def _different(model: PreTrainedModel) -> str | None:
         own = alone(ids)
         error = max(error, float((row[place[: len(ids)]] - own).norm(dim=-1).max()))
         matters += float((alone(other(ids, 1)) - own).norm(dim=-1)[2:].mean()) / len(drawn)
-    last = min(int(place[len(ids) - 1]) for place, ids in zip(layout.place, drawn, strict=True))  # of the first
-    changed = replace(layout, ids=other(layout.ids, last))
-    leaks = (states(decoder, changed).double() - row).norm(dim=-1)
-    leaks[last] = 0
+    whole = sorted(place[: len(ids)].tolist() for place, ids in zip(layout.place, drawn, strict=True))
+    first, second, third, fourth = map(set, whole)  # in the order of the row
+    own_alone = sorted((first | third) - second - fourth)
+    leaks = (states(decoder, replace(layout, ids=other(layout.ids, own_alone))).double() - row).norm(dim=-1)
+    leaks[own_alone] = 0
     rounding = HALF if model.dtype.itemsize < 4 else SAME
     if error <= rounding * matters and float(leaks.max()) <= LEAK * float(row.norm(dim=-1).mean()):
         return None
