@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from grolang.language.diagnostics import GroError
 from grolang.runtime.data import Record, Rows, refuse
 from grolang.runtime.forms import as_label, is_conversation
+from grolang.runtime.scores import RESERVED
 
 Ids = list[int]
 ROUNDED = 1e-3  # above 0, what rounding makes of the log-prob of a certain token
@@ -27,12 +28,13 @@ RECORDED = {"completion": "logp_old", "chosen": "chosen_logp_old", "rejected": "
 """Columns with the log-probs that a completion was drawn with: a list, a number for each of its tokens."""
 
 
-def shared(columns: Sequence[str], kind: str) -> list[str]:
+def one_each(columns: Sequence[str], kind: str) -> list[str]:
     """The names that both responses of a pair have a column of their own for: `chosen_NAME` and `rejected_NAME`."""
     if kind != "preference":
         return []
     found = [name.removeprefix("chosen_") for name in columns if name.startswith("chosen_")]
-    return [name for name in found if f"rejected_{name}" in columns and name != "logp_old"]
+    taken = (*RESERVED, "logp_old")
+    return [name for name in found if f"rejected_{name}" in columns and name not in taken]
 
 
 def seen(record: Record, column: str, names: Sequence[str]) -> Record:

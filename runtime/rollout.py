@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from grolang.runtime.data import Record
-from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key, seen, shared
+from grolang.runtime.examples import COMPLETIONS, Encoder, Example, Ids, key, one_each, seen
 from grolang.runtime.forms import is_conversation
 from grolang.runtime.processes import of_all, share
 from grolang.runtime.sampling import Drawn, Generator, Sampling
@@ -92,7 +92,7 @@ def offline_draw(examples: Sequence[Example], kind: str, scoring: Scoring, *, wh
     With `whole` a row stays whose score failed, as 0.
     """
     records = [
-        seen(example.record, column, shared(list(example.record), kind))
+        seen(example.record, column, one_each(list(example.record), kind))
         for example in examples
         for column in COMPLETIONS[kind]
     ]

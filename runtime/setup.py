@@ -25,7 +25,7 @@ from grolang.runtime.examples import (
     Limits,
     Together,
     load_examples,
-    shared,
+    one_each,
     with_demonstrations,
 )
 from grolang.runtime.feed import Feed, Mixture, Past
@@ -70,7 +70,7 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
     files = [checked(open_rows(part.name), part.kind) for part in parts]
     main = [rows for part, rows in zip(parts, files, strict=True) if part.kind == kind]
     scores = _Scores(method, settings, accelerator, say)
-    columns = tuple(dict.fromkeys(name for rows in main for name in [*rows.columns, *shared(rows.columns, kind)]))
+    columns = tuple(dict.fromkeys(name for rows in main for name in [*rows.columns, *one_each(rows.columns, kind)]))
     scoring = Scoring(scores.of(main), accelerator, say, columns)
     for scorer in scoring.scorers:
         scorer.check(columns)
@@ -143,7 +143,7 @@ class _Scores:
     def of(self, files: Sequence[Rows]) -> tuple[Scorer, ...]:
         """What marks completions of these files."""
         columns = [name for name in files[0].columns if all(name in rows.columns for rows in files)]
-        columns += shared(columns, self.kind)
+        columns += one_each(columns, self.kind)
         return _filled(self.sources.scorers(self.wanted, self.given, columns, drawn=self.drawn), files, self.kind)
 
     def of_answers(self, files: Sequence[Rows]) -> tuple[Scorer, ...]:
@@ -158,7 +158,7 @@ def _filled(scorers: Sequence[Scorer], files: Sequence[Rows], kind: str) -> tupl
         for name in scorer.reads:
             for rows in files:
                 both = [
-                    f"{column}_{name}" for column in COMPLETIONS.get(kind, ()) if name in shared(rows.columns, kind)
+                    f"{column}_{name}" for column in COMPLETIONS.get(kind, ()) if name in one_each(rows.columns, kind)
                 ]
                 for column in both or [name]:
                     check_filled(rows, column, f"the score {scorer.source}")

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 import grolang
 from grolang import GroError
 from grolang.runtime import RunSettings, calls
-from grolang.runtime.examples import Example, shared
+from grolang.runtime.examples import Example, one_each
 from grolang.runtime.rollout import offline_draw
 from grolang.runtime.score_sources import Sources
 from grolang.runtime.scores import Patience, Scored, Scorer, score
@@ -368,9 +368,11 @@ def test_a_column_of_its_name_supplies_a_score_of_the_data() -> None:
 
 
 def test_each_response_of_a_pair_has_a_column_of_its_own() -> None:
+    """Before a column of the score's own name; what is the prompt or a completion stays what it is."""
     record = {"prompt": "a", "chosen": "x", "rejected": "y", "chosen_r": 9.0, "rejected_r": 4.0, "chosen_only": 1.0}
-    names = shared(tuple(record), "preference")
-    assert names == ["r"] and shared(tuple(record), "prompts") == []
+    record |= {"r": 0.0, "chosen_prompt": "b", "rejected_prompt": "c"}
+    names = one_each(tuple(record), "preference")
+    assert names == ["r"] and one_each(tuple(record), "prompts") == []
     found = Sources(PATIENT).scorers({"r": None}, {}, [*record, *names], drawn=False)
     rows = [Example(0, record, [1], ([2], [3]), (1.0, -1.0))]
     drawn = offline_draw(rows, "preference", Scoring(tuple(found), Accelerator(cpu=True)))
