@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from grolang.runtime.sequences import Pair
 from grolang.runtime.settings import RunSettings
 
 SIZE = 16  # bytes of a key
+
+LAYOUT = 2  # of packed rows; one more where a change of it changes how log-probs are rounded
 
 SHAPES = (
     "batch", "micro_batch", "seed", "temperature", "precision", "attention", "packing", "kernels", "compile",
@@ -87,11 +90,15 @@ def _key(pair: Pair) -> bytes:
 
 
 def cache_folder() -> Path:
-    """`$GROLANG_CACHE`, or grolang in the user's cache folder: `$XDG_CACHE_HOME`, or `.cache` at home."""
+    """`$GROLANG_CACHE`, or grolang in the user's cache folder: `$XDG_CACHE_HOME`, or `.cache` at home.
+
+    A user without a home has what is temporary.
+    """
     if own := os.environ.get("GROLANG_CACHE"):
         return Path(own)
     home = os.path.expanduser("~/.cache")  # noqa: PTH111 - pathlib's raises where a user has no home
-    return Path(os.environ.get("XDG_CACHE_HOME") or home, "grolang")
+    kept = tempfile.gettempdir() if home.startswith("~") else home
+    return Path(os.environ.get("XDG_CACHE_HOME") or kept, "grolang")
 
 
 def store(model: nn.Module, settings: RunSettings, data: Sequence[str], processes: int) -> Store:
@@ -99,7 +106,7 @@ def store(model: nn.Module, settings: RunSettings, data: Sequence[str], processe
     digest = hashlib.blake2b(digest_size=SIZE)
     told = {name: getattr(settings, name) for name in SHAPES}
     device = next(model.parameters()).device.type
-    digest.update(json.dumps([told, *data, processes, device, torch.__version__]).encode())
+    digest.update(json.dumps([told, *data, processes, device, torch.__version__, LAYOUT]).encode())
     for name, parameter in model.named_parameters():
         if "lora_" not in name:
             digest.update(name.encode())

@@ -98,12 +98,14 @@ class Engine(Passes):
         """Log-probs [S, T] under the reference model: those that are known from before, if all of them are.
 
         Of a step in which only some are known, as where an epoch begins in its midst, these stay as they were: so they
-        are the same bits whether a run has computed them itself or found them on the disk.
+        are the same bits whether a run has computed them itself or found them on the disk. Computing them takes every
+        process, of which those on another machine may have found no file.
         """
         store = None if any(step.dead) else self.known
-        known = None if store is None else store.get(step.pairs, self.buffer(step.batch.mask))
-        if known is not None:
-            return known
+        if store is not None:
+            known = store.get(step.pairs, self.buffer(step.batch.mask))
+            if not anywhere(self.accelerator, known is None) and known is not None:
+                return known
         logp, _ = self.log_probs(self.reference, step.pairs, step.batch.mask, step.groups, step.alive)
         found = step.filled(logp)
         if store is None:

@@ -11,8 +11,10 @@ from conftest import Write, lines, rows_of
 from rich.console import Console
 from safetensors.torch import load_file
 
-from grolang.runtime import start
+import grolang.runtime.step
+from grolang.runtime import reference, start
 from grolang.runtime.reference import Store
+from grolang.runtime.settings import RunSettings
 from grolang.runtime.step import Engine
 
 GIVEN = {"method": "dpo", "batch": 8, "lr": 1e-2, "steps": 6, "eval_rows": 4, "micro_batch": 5}
@@ -106,6 +108,33 @@ def test_a_store_reads_what_it_wrote_and_computes_again_what_is_broken(tmp_path:
     assert again.get([([1, 2], [4])], torch.zeros(1, 3)) is None
     path.write_bytes(path.read_bytes()[:50])
     assert Store(path).get(pairs, torch.zeros(3, 3)) is None
+
+
+def test_what_one_process_knows_is_computed_again_where_another_does_not(
+    passes: list[int], tiny: str, tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them go into the pass, or none: it ends with what each waits for."""
+    given = {"model": tiny, "data": write(rows_of("preference", 16)), "steps": 1}
+    run(tmp_path / "first", **given)
+    passes.clear()
+    monkeypatch.setattr(grolang.runtime.step, "anywhere", lambda accelerator, here: True)
+    run(tmp_path / "again", **given)
+    assert passes == [16]
+
+
+def test_another_layout_of_packed_rows_is_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, model = RunSettings(method="dpo", steps=1, batch=1, lr=1.0), torch.nn.Linear(2, 2)
+    before = reference.store(model, settings, [], 1).path
+    assert before == reference.store(model, settings, [], 1).path
+    monkeypatch.setattr(reference, "LAYOUT", reference.LAYOUT + 1)
+    assert before != reference.store(model, settings, [], 1).path
+
+
+def test_a_user_without_a_home_has_a_cache_in_no_folder_named_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GROLANG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert reference.cache_folder().is_absolute()
 
 
 def test_a_folder_that_cannot_be_written_keeps_them_in_memory() -> None:
