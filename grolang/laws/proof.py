@@ -15,8 +15,9 @@ reductions) stays an opaque function of its arguments' normal forms. So a proof 
 equal normal forms, or a difference that cancels as a rational function of atoms, count as a proof.
 
 A quotient such as r / r cancels, and is no number where r is 0. Such a batch says nothing, unless what asks hides it
-(`1 if r / r == 1 else 0` does). So what can hide it knows its arguments together with all that they are undefined
-for (`Normal.gaps`), as a factor, and only equal ones are equal.
+(`1 if r / r == 1 else 0` does). So what can hide it knows its arguments together with how they are computed, where
+they may be without a value (`Normal.written`), as a factor, and only what is computed alike is equal: 1 / r and
+2 / r − 1 / r are not, one is infinite where r is 0 and the other no number.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ _SATURATED: dict[str, Callable[[Expr], Expr]] = {
     "expm1": lambda x: sympy.exp(x) - 1,
 }
 
-#: steps whose values stand where those of their arguments do
-_IN_PLACE = frozenset(("spread", "stop", "chain", *FUNCTIONS))
+#: functions that do not ask which argument comes first
+_EITHER_WAY = frozenset(("add", "multiply", "equal", "not_equal", "min", "max"))
 
+#: which argument divides
+_DIVISOR = {"divide": 1, "power": 0}
 
 #: operations of an expression that is still expanded
 LARGEST = 400
@@ -65,7 +68,9 @@ class Normal:
         self.program = program
         self._done: dict[tuple[int, bool], Expr] = {}
         self._scopes: dict[Symbol, Scope] = {}
-        self._gaps: dict[tuple[int, bool], frozenset[object]] = {}
+        self._gaps: dict[tuple[int, bool], bool] = {}
+        self._written: dict[tuple[int, bool, bool], int] = {}
+        self._texts: dict[object, int] = {}  # what is written so has this number
         self._behind: dict[Symbol, Symbol] = {}  # of what is the other's in a comparison: what it is of a sequence
 
     def __call__(self, index: int, *, opposite: bool = False) -> Expr:
@@ -138,9 +143,21 @@ class Normal:
         return self._atom(f"opposite {word}" if away else word, step.scope)
 
     def _of_pair(self, argument: int, sign: int) -> Expr:
-        own, other = self(argument), self(argument, opposite=True)
+        forms = self(argument), self(argument, opposite=True)
+        return self._by_label(*forms[::sign])
+
+    def _by_label(self, above: Expr, below: Expr) -> Expr:
+        """One value where the label is 1, another where it is -1.
+
+        What the other label leaves undefined, as in `5 if label > 0 else x / (1 - label)`, is read at its own: the
+        divisor would cancel against the factor that takes the value away.
+        """
         label = self._atom("label", Scope.SEQUENCE)
-        return (own + other) / 2 + sign * label * (own - other) / 2
+        if _undefined_at(above, label, -1) or _undefined_at(below, label, 1):
+            if _undefined_at(above, label, 1) or _undefined_at(below, label, -1):
+                raise NotImplementedError("what has a value for no label has no normal form")
+            above, below = above.xreplace({label: sympy.Integer(1)}), below.xreplace({label: sympy.Integer(-1)})
+        return (above + below) / 2 + label * (above - below) / 2
 
     def _swapped(self, index: int, opposite: bool) -> Expr:
         """Each comparison the other way round: what is of the sequence is of the other one, and back."""
@@ -168,9 +185,8 @@ class Normal:
             left, right = (self(argument, opposite=opposite) for argument in condition.args)
             label = self._atom("label", Scope.SEQUENCE)
             if right == 0 and left in (label, -label):
-                sign = (1 if left == label else -1) * (1 if condition.op == "greater" else -1)
-                then, otherwise = (self(argument, opposite=opposite) for argument in step.args[1:])
-                return (then + otherwise) / 2 + sign * label * (then - otherwise) / 2
+                forms = [self(argument, opposite=opposite) for argument in step.args[1:]]
+                return self._by_label(*(forms if (left == label) == (condition.op == "greater") else forms[::-1]))
         return self._opaque(index, opposite)
 
     def _power(self, index: int, opposite: bool) -> Expr:
@@ -241,41 +257,68 @@ class Normal:
         named = self._named(Function(word, real=True)(self.cancelled(rest), *more), step.scope)
         return named if step.detail[0] in ("std", "sample_std") else named + shift
 
-    def gaps(self, index: int, opposite: bool) -> frozenset[object]:
-        """What may leave a step without a value: divisors that can be 0, arguments outside of a domain."""
-        key = (index, opposite and self.program.steps[index].scope >= Scope.SEQUENCE)
+    def gaps(self, index: int, opposite: bool) -> bool:
+        """Whether a step may be without a value: by a divisor that can be 0, or an argument outside of a domain."""
+        key = self._key(index, opposite)
         if key not in self._gaps:
-            self._gaps[key] = self._undefined(*key)
+            step, opposite = self.program.steps[index], key[1]
+            below = any(self.gaps(argument, away) for argument in step.args for away in self._sides(index, opposite))
+            self._gaps[key] = below or self._gap(index, opposite)
         return self._gaps[key]
 
-    def _undefined(self, index: int, opposite: bool) -> frozenset[object]:
-        step = self.program.steps[index]
-        away = not opposite if step.op == "opposite" else opposite
-        below = frozenset[object]().union(*(self.gaps(argument, away) for argument in step.args))
-        if step.op in ("chosen", "rejected"):
-            below |= self.gaps(step.args[0], True)
-        if step.op not in _IN_PLACE and step.op != "opposite":
-            axis = step.detail[1:] if step.op == "reduce" else ()
-            below = frozenset((step.op if not axis else "over", axis, step.scope, gap) for gap in below)
-        return below | self._gap(index, opposite)
+    def _key(self, index: int, opposite: bool) -> tuple[int, bool]:
+        return index, opposite and self.program.steps[index].scope >= Scope.SEQUENCE
 
-    def _gap(self, index: int, opposite: bool) -> frozenset[object]:
-        """What may leave this very step without a value though its arguments have one."""
+    def _sides(self, index: int, opposite: bool) -> tuple[bool, ...]:
+        """Of which response a step takes its arguments: of the opposite one, or not."""
+        op = self.program.steps[index].op
+        return (False, True) if op in ("chosen", "rejected") else (opposite != (op == "opposite"),)
+
+    def _gap(self, index: int, opposite: bool) -> bool:
+        """Whether this very step may be without a value though its arguments have one."""
         step, row = self.program.steps[index], FUNCTIONS.get(self.program.steps[index].op)
-        if step.op not in ("divide", "power") and not (row and row.domain) and "sample_std" not in step.detail:
-            return frozenset()
-        forms = [self.cancelled(self(argument, opposite=opposite)) for argument in step.args]
-        if step.op == "power" and forms[1].is_Integer and forms[1] >= 0:
-            return frozenset()
-        if step.op == "divide" or (step.op == "power" and forms[1].is_Integer):
-            divisor = forms[1 if step.op == "divide" else 0]
-            return frozenset(factor for factor in sympy.Mul.make_args(divisor) if not factor.is_nonzero)
-        return frozenset(((step.op, *forms),))
+        if step.op == "divide":
+            return not self.cancelled(self(step.args[1], opposite=opposite)).is_nonzero
+        if step.op == "power":
+            base, exponent = (self.cancelled(self(argument, opposite=opposite)) for argument in step.args)
+            return not (exponent.is_Integer and (exponent >= 0 or base.is_nonzero))
+        return bool(row and row.domain) or "sample_std" in step.detail
+
+    def written(self, index: int, opposite: bool, exact: bool = False) -> int:
+        """A number for how a step is computed, from what surely has a value, which is known by its normal form.
+
+        `exact`: what may be a divisor is written down to what it is made of, since r - s and -(s - r) are 0 of
+        different signs, and what they divide is infinite with different signs.
+        """
+        index, opposite = self._key(index, opposite)
+        key = (index, opposite, exact)
+        if key in self._written:
+            return self._written[key]
+        step = self.program.steps[index]
+        if step.op in ("spread", "stop", "opposite"):
+            found = self.written(step.args[0], *self._sides(index, opposite), exact)
+        else:
+            text: object
+            exact = exact and step.op != "reduce"
+            if self.gaps(index, opposite) or (exact and step.args):
+                parts = [
+                    self.written(argument, away, exact or place == _DIVISOR.get(step.op))
+                    for place, argument in enumerate(step.args)
+                    for away in self._sides(index, opposite)
+                ]
+                parts = sorted(parts) if step.op in _EITHER_WAY else parts
+                text = (step.op, step.detail, step.scope, step.world, *parts)
+            else:
+                text = sympy.srepr(self.cancelled(self(index, opposite=opposite)))
+            found = self._texts.setdefault(text, len(self._texts))
+        self._written[key] = found
+        return found
 
     def _defined(self, index: int, opposite: bool) -> Expr:
-        """A factor that stands for 1 where a step has a value: equal for steps with the same gaps."""
-        gaps = self.gaps(index, opposite)
-        return Symbol(f"defined {sorted(map(repr, gaps))}", positive=True) if gaps else sympy.Integer(1)
+        """A factor that stands for 1 where a step has a value: equal for steps that are computed alike."""
+        if not self.gaps(index, opposite):
+            return sympy.Integer(1)
+        return Symbol(f"defined as {self.written(index, opposite)}", positive=True)
 
     def _sum(self, inside: Expr, child: Scope, parent: Scope, world: str, opposite: bool) -> Expr:
         away = opposite and parent >= Scope.SEQUENCE
@@ -317,6 +360,14 @@ def _terms(expr: Expr) -> float:
     return 1.0
 
 
+def _undefined_at(expr: Expr, label: Symbol, sign: int) -> bool:
+    """Whether an expression divides by what is 0 for a label of this sign, whatever the other atoms are."""
+    if label not in expr.free_symbols:
+        return False
+    divisor = sympy.fraction(sympy.together(expr))[1].xreplace({label: sympy.Integer(sign)})
+    return bool(_expanded(divisor) == 0) or divisor.has(sympy.zoo, sympy.nan)
+
+
 def _expanded(expr: Expr) -> Expr:
     if _terms(expr) > TERMS:
         raise NotImplementedError("a power or product of too many terms")
@@ -335,6 +386,6 @@ def proved_equal(program: Program) -> bool:
             return False
         numerator, denominator = sympy.fraction(difference)
         products = _expanded(numerator)  # also exp(a + b) as exp(a) · exp(b), so that equal ones meet
-        return bool(denominator != 0 and normal.paired(products) == 0)
+        return bool(normal.paired(products) == 0 and normal.paired(_expanded(denominator)) != 0)
     except (RecursionError, ZeroDivisionError, NotImplementedError, sympy.PolynomialError):
         return False

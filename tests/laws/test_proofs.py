@@ -41,7 +41,7 @@ class Draw:
         shape = self.random.randrange(9)
         inner = self.expression(depth - 1, token)
         if shape < 4:
-            return f"({inner} {pick('+-**')} {self.expression(depth - 1, token)})"
+            return f"({inner} {pick('+-**/')} {self.expression(depth - 1, token)})"
         if shape == 4:
             return f"{pick(('exp', 'sigmoid', 'tanh', 'abs', 'relu', 'logsigmoid'))}(0.1 * {inner})"
         if shape == 5:
@@ -153,6 +153,8 @@ def test_what_is_proved_equal_is_equal_in_numbers_on_thousands() -> None:
         ("prompts", "max(r / length + r / (2 * length), 0)", "max(3 * r / (2 * length), 0)"),
         ("prompts", "r / std(r over group) > 0", "r / std(-r + 2 * r over group) > 0"),
         ("preference", "1 if length / label > 1 else 0", "1 if label * length > 1 else 0"),
+        ("preference", "5 if label > 0 else length / (1 - label)", "5 * (1 + label) / 2 + length * (1 - label) / 4"),
+        ("prompts", "(2 * r + r) / logp > 1", "3 * r / logp > 1"),
     ],
 )
 def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
@@ -195,6 +197,18 @@ def test_an_identity_is_proved(data: str, left: str, right: str) -> None:
         ),
         ("prompts", "tanh(1 / (r - length))", "-tanh(1 / (length - r))"),
         ("prompts", "r < 2 * log(r) - log(r) / 2 - log(r) * 1.5 + 1", "r < 1"),
+        # What is not taken may be undefined.
+        (
+            "preference",
+            "1 if ((length - 1) / (length - 1) if label > 0 else 1) == 1 else 0",
+            "1 if (1 if label > 0 else (length - 1) / (length - 1)) == 1 else 0",
+        ),
+        ("prompts", "1 if terminal(r / r) == 0 else 0", "1 if terminal(1) * (r / r) == 0 else 0"),
+        ("prompts", "1 if (r > 1 and r / r) == 0 else 0", "1 if (r > 1) * (r / r) == 0 else 0"),
+        ("preference", "5 if label > 0 else length / (1 - label)", "5 * (1 + label) / 2 + length / 2"),
+        # Infinite is not undefined, and has a sign.
+        ("prompts", "1 if 1 / r > 0 else 0", "1 if 2 / r - 1 / r > 0 else 0"),
+        ("prompts", "1 if 1 / (r - length) > 0 else 0", "1 if 1 / -(length - r) > 0 else 0"),
     ],
 )
 def test_what_is_not_equal_is_not_proved(data: str, left: str, right: str) -> None:
