@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from grolang import Batch, Evaluation
@@ -17,6 +17,7 @@ from grolang.language.diagnostics import GroError
 from grolang.runtime.evaluation import Measured
 from grolang.runtime.figures import Figures
 from grolang.runtime.metrics import MetricsFile
+from grolang.runtime.processes import of_all
 from grolang.runtime.progress import View, say
 from grolang.runtime.samples import CompletionFiles, SamplesFile, table
 from grolang.runtime.sequences import Sample
@@ -37,21 +38,28 @@ class Journal:
     """A context manager around the steps of a run, which begin (again) after those that the view has as done."""
 
     def __init__(
-        self, view: View, settings: RunSettings, tokenizer: PreTrainedTokenizerBase, output: Path, *, main: bool
+        self,
+        view: View,
+        settings: RunSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        output: Path,
+        accelerator: Accelerator,
     ) -> None:
         self.status = "finished"  # how the run ends, in the words of `Record.status`
-        self.view, self.settings, self.main, start = view, settings, main, view.done
+        self.view, self.settings, self.main = view, settings, bool(accelerator.is_main_process)
         self.decode = partial(_decode, tokenizer)
-        if self.main:
-            self.trackers = Trackers(chosen(settings.track), output, settings, start, partial(say, view.console))
-            self.metrics = MetricsFile(output / "metrics.jsonl", start)
-            self.samples = SamplesFile(output, start)
-            self.held_out = MetricsFile(output / "evaluations.jsonl", start)
-            self.completions = CompletionFiles(output, start)
-        kept = [self.held_out.kept if self.main else []]
-        self.evaluations: list[Figures] = broadcast_object_list(kept)[0]
-        if self.main:
-            self.view.lines, self.view.held_out = list(self.metrics.kept), list(self.evaluations)
+        self.evaluations: list[Figures] = of_all(accelerator, lambda: self._opened(output) if self.main else [])[0]
+
+    def _opened(self, output: Path) -> list[Figures]:
+        """The evaluations of a run that goes on; trackers and files are open then."""
+        settings, start = self.settings, self.view.done
+        self.trackers = Trackers(chosen(settings.track), output, settings, start, partial(say, self.view.console))
+        self.metrics = MetricsFile(output / "metrics.jsonl", start)
+        self.samples = SamplesFile(output, start)
+        self.held_out = MetricsFile(output / "evaluations.jsonl", start)
+        self.completions = CompletionFiles(output, start)
+        self.view.lines, self.view.held_out = list(self.metrics.kept), list(self.held_out.kept)
+        return list(self.held_out.kept)
 
     def __enter__(self) -> Journal:
         self.view.__enter__()

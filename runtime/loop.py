@@ -24,6 +24,7 @@ from grolang.runtime.figures import Best, Figures, best, key_metric
 from grolang.runtime.interrupts import Interrupt, held_interrupts
 from grolang.runtime.journal import Journal, Seen
 from grolang.runtime.output import Outcome, noted
+from grolang.runtime.processes import of_all
 from grolang.runtime.progress import View, comparison, say, steps
 from grolang.runtime.record import as_json, write_text
 from grolang.runtime.settings import RunSettings
@@ -88,7 +89,7 @@ class Training(ABC):
 
         def work() -> Outcome:
             with held_interrupts(self.console) as interrupt:
-                self.start()
+                of_all(self.accelerator, self.start)
                 return self._course(state, interrupt)
 
         return noted(self.output, self.main, work)
@@ -96,7 +97,7 @@ class Training(ABC):
     def _course(self, state: checkpoints.State | None, interrupt: Interrupt) -> Outcome:
         start = 0 if state is None else state.step
         view = View(self.console, self.name, self.settings.steps, start)
-        with Journal(view, self.settings, self.encoder.tokenizer, self.output, main=self.main) as journal:
+        with Journal(view, self.settings, self.encoder.tokenizer, self.output, self.accelerator) as journal:
             if state is None:
                 self.before = self._evaluate(journal)
                 check_evaluation(self.settings, self.before)

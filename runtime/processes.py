@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, patch_environment
 from rich.console import Console
 
-from grolang.language.diagnostics import GroError
+from grolang.language.diagnostics import GroError, cause
 from grolang.runtime.progress import say
 
 T = TypeVar("T")
@@ -32,12 +32,12 @@ def joined(console: Console) -> tuple[Accelerator, Console]:
     accelerator = this_process()
     if not accelerator.is_main_process:
         console = Console(quiet=True, stderr=True)
-    if said := alone(accelerator):
+    if said := not_joined(accelerator):
         say(console, said)
     return accelerator, console
 
 
-def alone(accelerator: Accelerator) -> str | None:
+def not_joined(accelerator: Accelerator) -> str | None:
     """What to say where accelerate's launcher was asked for several processes and has started one.
 
     It does so where it finds no second GPU. An address to meet at, without a number in the ranks, tells of it.
@@ -57,15 +57,24 @@ def share(accelerator: Accelerator, count: int) -> slice:
 
 
 def of_all(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """What `work` gives in each process, in their order. A GroError of one is raised in all, so that none waits."""
+    """What `work` gives in each process, in their order. What one of them raises is raised in all: none waits.
+
+    Where it arose it is raised as it is, in the others as a GroError.
+    """
     if accelerator.num_processes == 1:
         return [work()]
     own: tuple[T | None, GroError | None]
+    raised: Exception | None = None
     try:
         own = work(), None
-    except GroError as error:
-        own = None, error
+    except Exception as error:  # of any kind: the others must hear of it
+        raised = error
+        number, kind = accelerator.process_index, type(error).__name__
+        said = error if isinstance(error, GroError) else GroError.plain(f"process {number}: {kind}: {cause(error)}")
+        own = None, said
     found = gather_object([own])
+    if raised is not None:
+        raise raised
     for _, failed in found:
         if failed is not None:
             raise failed

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from conftest import Write, lines, rows_of
 from safetensors.torch import load_file
 
-from grolang.runtime.processes import alone, this_process
+from grolang import GroError
+from grolang.runtime.processes import not_joined, of_all, this_process
 
 RUN = """
 import json, sys, torch
@@ -189,14 +192,49 @@ def test_the_launcher_of_accelerate_gives_the_same_metrics_file(tiny: str, tmp_p
     same_metrics(one, many)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(GroError.plain("mend it"), "mend it"), (ValueError("no such thing"), "process 1: ValueError: no such thing")],
+)
+def test_what_one_process_raises_all_of_them_raise(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one where it arose as it is; one after the other here, with what the first has told."""
+    told: list[Any] = []
+
+    def gathered(own: list[Any]) -> list[Any]:
+        told.extend(pickle.loads(pickle.dumps(own)))
+        return told
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("grolang.runtime.processes.gather_object", gathered)
+    one, other = (cast(Any, SimpleNamespace(num_processes=2, process_index=number)) for number in range(2))
+    with pytest.raises(type(error)) as raised:
+        of_all(other, fail)
+    assert raised.value is error
+    with pytest.raises(GroError, match=words):
+        of_all(one, lambda: 1)
+
+
+@pytest.mark.slow
+def test_what_fails_on_the_main_process_alone_ends_all(tiny: str, tmp_path: Path, write: Write) -> None:
+    """A file that cannot be opened, before the first step: the other process waits for nothing."""
+    given = flags(tiny, write(rows_of("demonstrations")), "sft", tmp_path / "out")
+    (tmp_path / "out/evaluations.jsonl").mkdir(parents=True)
+    done = subprocess.run(command(given, 2), env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0 and "process 0: IsADirectoryError" in done.stderr
+
+
 def test_one_process_in_place_of_several_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what accelerate's launcher leaves in the environment of the one that it starts without a second GPU."""
     accelerator = this_process()
-    assert alone(accelerator) is None
+    assert not_joined(accelerator) is None
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
-    assert alone(accelerator) is None
+    assert not_joined(accelerator) is None
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert "--multi_gpu --num_processes" in str(alone(accelerator))
+    assert "--multi_gpu --num_processes" in str(not_joined(accelerator))
 
 
 @pytest.mark.slow
