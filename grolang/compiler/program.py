@@ -19,7 +19,7 @@ from grolang.language.source import Span
 #: what values are of: the batch itself, or the completions under another prompt
 MAIN, MISMATCHED = "batch", "mismatched"
 
-#: the greedy completion while an expression is written; it is no row: its scores are numbers of the batch itself
+#: the greedy completion, a world of lowering only: `emit` writes MAIN. It is no row: its scores are the batch's own
 GREEDY = "greedy"
 
 #: steps that are defined only where every group is a pair, one label of each sign (E904 otherwise)

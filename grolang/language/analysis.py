@@ -180,7 +180,7 @@ class _Analysis:
                     help = "the unbiased form is `over others`, with a group of 2 or more; or keep the published form"
                 else:
                     message = f"the {name} is biased: `{text}` is the sequence's own sample (Eq. 7)"
-                    help = "use the other samples of the group: `mean(reward over others)`"
+                    help = f"use the other samples of the group: `mean({text} over others)`"
                 self.findings.add("W702", message, node.span, help=help)
 
     def _own(self, expr: Expr, in_baseline: bool) -> Iterator[Expr]:

@@ -78,10 +78,10 @@ def _relation(claim: Tree[Token], statement: Statement, elaborator: Elaborator) 
             if not _known(part, statement, elaborator):
                 return None
         elif isinstance(part, Tree) and part.data == "with":
-            if not _settable(part, method, statement, elaborator):
-                return None
             pairs = [setting.children for setting in branches(part)]
             if any(infinite(value, statement, elaborator.findings) for _, value in pairs):
+                return None
+            if not _settable(part, method, statement, elaborator):
                 return None
             settings = {canonical(str(word)): number(value) for word, value in pairs}
         elif isinstance(part, Tree):

@@ -285,7 +285,8 @@ CODES: dict[str, Code] = {
     ),
     "E505": Code(
         "Impossible number",
-        "A constant cannot stand where it stands: a divisor of 0, a quantile outside of [0, 1], a number past 1e308.",
+        "A constant or a parameter's value cannot stand where it stands: a divisor of 0, a quantile outside of [0, 1], "
+        "a number past 1e308.",
         "The result would be no number, for every batch.",
         _preference(_LINE, "aggregate = sum over tokens / 0, mean over sequences"),
         _preference(_LINE, "aggregate = sum over tokens / 100, mean over sequences"),
@@ -316,7 +317,7 @@ CODES: dict[str, Code] = {
     # --- W7: warnings -----------------------------------------------------------------------------------------------
     "W701": Code(
         "Divisor can be 0",
-        "Nothing keeps a divisor away from 0.",
+        "Nothing keeps a divisor away from 0: in an expression, or a parameter that a step of `aggregate` divides by.",
         "A group whose rewards are all equal has a standard deviation of 0: one such group makes every weight NaN.",
         _preference("reward = label / std(label over group)"),
         _preference("spread = std(label over group)", "reward = label / spread if spread > 0 else 0"),

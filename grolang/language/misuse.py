@@ -47,7 +47,7 @@ DATA_OF = {
 
 
 def too_large(number: str) -> Misuse:
-    return Misuse("E505", f"`{number}` is too large a number", "write `inf`")
+    return Misuse("E505", f"`{number}` is too large a number", f"write `{'-' if number.startswith('-') else ''}inf`")
 
 
 def function_component(name: str) -> Misuse:

@@ -240,7 +240,7 @@ def _loss_pair(law: Law, method: MethodIR) -> Pair:
 
 
 def search(pair: Compared, *, examples: int, seed: int) -> Verdict:
-    """Try batches; the smallest that tells the two sides apart, if there is one."""
+    """Try batches; a small one that tells the two sides apart, if there is one."""
     found: list[tuple[Batch, int]] = []
     broken: list[Exception] = []
     tried, first = 0, math.inf

@@ -47,7 +47,7 @@ def _read(method: Method, exchanges: Sequence[str]) -> dict[str, Expr]:
 
 
 def equivalence(pair: Pair, *, examples: int = 200, seed: int = 0) -> Verdict:
-    """`proved`, `held` on so many batches, or `failed` with the smallest counterexample."""
+    """`proved`, `held` on so many batches, or `failed` with a small counterexample."""
     if not pair.proportional and proved_equal(pair.program):
         return Verdict(pair.name, "proved")
     return search(pair, examples=examples, seed=seed)

@@ -296,7 +296,7 @@ class Normal:
             return self._written[key]
         step = self.program.steps[index]
         if step.op in ("spread", "stop", "opposite"):
-            found = self.written(step.args[0], *self._sides(index, opposite), exact)
+            found = self.written(step.args[0], opposite != (step.op == "opposite"), exact)
         else:
             text: object
             exact = exact and step.op != "reduce"

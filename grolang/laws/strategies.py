@@ -1,6 +1,6 @@
 """Hypothesis strategies: batches that a method accepts, in numbers that a person can check by hand.
 
-Sizes and values are drawn one by one, so a failing batch shrinks to the smallest that fails.
+Sizes and values are drawn one by one, so a failing batch shrinks to a small one that fails.
 """
 
 from __future__ import annotations
