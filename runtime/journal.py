@@ -74,10 +74,18 @@ class Journal:
         disk = suppress(GroError) if error is not None else nullcontext()  # which may be what failed
         with disk, ExitStack() as closing:  # the last comes first, and each also where another fails
             if self.main:
+                closing.push(self._close_trackers)  # after the files: a full disk may show only now
                 closing.callback(self.samples.flush)
-                closing.callback(self.trackers.close, self.status)
                 closing.callback(self.held_out.close)
                 closing.callback(self.metrics.close)
+
+    def _close_trackers(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell them how the run ended, `error` being what the last writes have met."""
+        if error is not None:
+            self.status = "failed"
+        self.trackers.close(self.status)
 
     def doing(self, what: str) -> AbstractContextManager[None]:
         """While this holds, the view says what takes the time."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -128,7 +128,8 @@ class RewardTraining(Training):
         if not len(self.held):
             return Measured({})
         found = _figures(self._margins(self.held.take(range(len(self.held))), train=False))
-        return Measured({name: found[name] for name in ("rewards/accuracies", "rewards/margins", "loss")})
+        told = {name: found[name] for name in ("rewards/accuracies", "rewards/margins", "loss")}
+        return Measured(broadcast_object_list([told])[0])  # each process decides by them what is the best
 
     def _margins(self, examples: Sequence[Example], *, train: bool) -> Tensor:
         """[pairs] of r(chosen) − r(rejected), the same in every process; with `train` the gradient is left behind."""

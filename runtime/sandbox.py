@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ MEMORY, FILE, PROCESSES, OPEN = 2 << 30, 16 << 20, 64, 64  # bytes, bytes, threa
 JAIL = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child")
 """Namespaces of its own: no network, no other process to be seen, and all that it started dies with it."""
 
+COUNTING = threading.Lock()  # psutil keeps the processes that it has seen in a table that threads share
 FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
 
 
@@ -143,5 +145,6 @@ def _process(job: str, given: str, folder: Path, seconds: float) -> str:
 
 def _threads() -> int:
     """Threads that the user runs already: without a namespace the limit counts them too."""
-    every = (one.info for one in psutil.process_iter(["uids", "num_threads"]))
+    with COUNTING:
+        every = [one.info for one in psutil.process_iter(["uids", "num_threads"])]
     return sum(one["num_threads"] or 0 for one in every if one["uids"] and one["uids"].real == os.getuid())

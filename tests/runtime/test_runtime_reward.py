@@ -54,6 +54,12 @@ def test_the_best_is_kept_and_training_stops_where_it_gains_no_more(tiny: str, t
     values = [line["rewards/margins"] for line in lines(tmp_path / "out", "evaluations")]
     assert out.steps < 40 and values[-1] <= max(values[:-1]) and len(values) == out.steps // 2 + 1
     assert (tmp_path / "out/best").is_dir() == (max(values) > values[0])
+    out = train(tiny, tmp_path / "learned", write(pairs()), **flags | {"early_stop": 0, "steps": 4})
+    values = [line["rewards/margins"] for line in lines(tmp_path / "learned", "evaluations")]
+    best = values.index(max(values))
+    assert best > 0 and load_file(tmp_path / "learned/best/model.safetensors")
+    told = json.loads((tmp_path / "learned/evaluation.json").read_text())["best"]
+    assert told == {"step": 2 * best, "rewards/margins": max(values)} and out.steps == 4
 
 
 def test_an_error_keeps_the_steps_before_it(tiny: str, tmp_path: Path, write: Write) -> None:

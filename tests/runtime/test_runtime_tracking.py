@@ -19,6 +19,7 @@ from rich.console import Console
 
 from grolang import GroError
 from grolang.runtime import NO_TELEMETRY, RunSettings, checkpoints, start, tracking
+from grolang.runtime.metrics import MetricsFile
 
 
 def run(tiny: str, folder: Path, **flags: Any) -> str:
@@ -160,6 +161,25 @@ def test_a_run_whose_model_cannot_be_saved_has_failed(
     monkeypatch.setattr(tracking.Trackers, "close", close)
     monkeypatch.setattr(checkpoints, "replace_folder", full)
     with pytest.raises(GroError, match="cannot save to"):
+        run(tiny, tmp_path, track="none", steps=1, eval_every=0)
+    assert ends == ["failed"]
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "evaluations.jsonl"])
+def test_a_run_whose_last_lines_cannot_be_written_has_failed(
+    file: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trackers are told so, though every step went well."""
+    ends: list[str] = []
+
+    def full(self: MetricsFile) -> None:
+        self.file.close()
+        if self.path.name == file:
+            raise GroError.plain(f"cannot write {file}")
+
+    monkeypatch.setattr(tracking.Trackers, "close", lambda self, status: ends.append(status))
+    monkeypatch.setattr(MetricsFile, "close", full)
+    with pytest.raises(GroError, match=f"cannot write {file}"):
         run(tiny, tmp_path, track="none", steps=1, eval_every=0)
     assert ends == ["failed"]
 
