@@ -22,6 +22,13 @@ from grolang.runtime.sharding import deepspeed, share_out, wanted
 from grolang.runtime.step import Engine
 
 
+def autocast(settings: RunSettings, device: torch.device) -> torch.dtype | None:
+    """The dtype of the models' products; weights are fp32 (or fp64) whatever it is."""
+    if settings.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+
+
 @dataclass(frozen=True)
 class Assembly:
     """What models and engine are made by: the settings, the processes, and where to say what was decided."""
@@ -37,10 +44,7 @@ class Assembly:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The dtype of the models' products; weights are fp32 (or fp64) whatever it is."""
-        if self.settings.precision == "auto":
-            return torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision)
+        return autocast(self.settings, self.device)
 
     def model(self, path: str) -> PreTrainedModel:
         """A model of this folder or hub name, on the device."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from typing import Any, cast
 
@@ -51,6 +51,11 @@ class Layout:
     def to(self, device: torch.device) -> Layout:
         names = ("ids", "positions", "place", "asked", "spread", "gather")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @cached_property
+    def at(self) -> Tensor:
+        """[Q]: the positions of the queries, for every layer of the model."""
+        return self.positions[self.asked]
 
 
 def lay_out(sequences: Sequence[Ids], enough: float = 0.3) -> Layout:
@@ -112,17 +117,18 @@ def _shared(sequences: Sequence[Ids]) -> tuple[list[int], list[int], list[list[i
 def _blocks(sizes: Sequence[tuple[int, int]]) -> list[tuple[list[int], int, int]]:
     """Sequences of like (queries, keys), with the most of each: whole ones apart, since they need no mask."""
     blocks: list[tuple[list[int], int, int]] = []
-    asked = [row for row, (queries, _) in enumerate(sizes) if queries]
+    asked, products = [row for row, (queries, _) in enumerate(sizes) if queries], 0
     for row in sorted(asked, key=lambda row: (sizes[row][0] < sizes[row][1], -sizes[row][1], -sizes[row][0])):
         own, length = sizes[row]
+        products += own * length
         if blocks:
             rows, queries, keys = blocks[-1]
-            products = sum(sizes[one][0] * sizes[one][1] for one in [*rows, row])
             most = max(queries, own)
             if (queries < keys) == (own < length) and products >= FULL * (len(rows) + 1) * most * keys:
                 blocks[-1] = ([*rows, row], most, keys)
                 continue
         blocks.append(([row], own, length))
+        products = own * length
     return blocks
 
 
@@ -168,7 +174,7 @@ def _attention(
     parts = [
         torch.split(take(query[0].transpose(0, 1), packed.asked), asked),
         *(torch.split(take(one[0].transpose(0, 1), packed.spread), spread) for one in (key, value)),
-        torch.split(packed.positions[packed.asked], asked),
+        torch.split(packed.at, asked),
     ]
     found = []
     for (rows, queries, keys), *block, positions in zip(packed.blocks, *parts, strict=True):

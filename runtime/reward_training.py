@@ -22,6 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime import checkpoints, defaults
+from grolang.runtime.assembly import autocast
 from grolang.runtime.data import open_rows
 from grolang.runtime.descent import Descent, learning_rate
 from grolang.runtime.evaluation import Measured
@@ -149,9 +150,8 @@ class RewardTraining(Training):
         return found
 
     def _autocast(self) -> Any:
-        device = self.accelerator.device.type
-        wanted = self.settings.precision == "bf16" or (self.settings.precision == "auto" and device == "cuda")
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=wanted)
+        dtype = autocast(self.settings, self.accelerator.device)
+        return torch.autocast(self.accelerator.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _figures(margins: Tensor) -> Figures:

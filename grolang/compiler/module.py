@@ -112,11 +112,13 @@ def _fits(hidden: Tensor, targets: Tensor, batch: Batch) -> None:
 
 
 def _known(targets: Tensor, vocabulary: int) -> None:
-    """A GPU is not waited for: there the kernel that reads the targets says so."""
-    if targets.device.type == "cpu" and bool(((targets < 0) | (targets >= vocabulary)).any()):
+    """GroError where a target is no token. A GPU is not waited for: there the kernel that reads the targets says so."""
+    if targets.device.type != "cpu":
+        return
+    wrong = targets[(targets < 0) | (targets >= vocabulary)]
+    if len(wrong):
         message = f"targets must be tokens of the head, 0 to {vocabulary - 1}, where the mask is on; found"
-        wrong = int(targets[(targets < 0) | (targets >= vocabulary)][0])
-        raise GroError.plain(f"{message} {wrong}", help="switch the mask off where there is nothing to learn")
+        raise GroError.plain(f"{message} {int(wrong[0])}", help="switch the mask off where there is nothing to learn")
 
 
 def compile(method: Method, *, budget: int | None = None, keep: int = KEEP, kernels: bool = False) -> Compiled:

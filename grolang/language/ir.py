@@ -122,7 +122,7 @@ class FunctionDefinition(Frozen):
 class Step(Frozen):
     """One step of an aggregation: `mean over tokens`, `sum over tokens / max_length`."""
 
-    function: str  # sum or mean
+    function: Annotated[str, Field(pattern="^(sum|mean)$")]
     axis: str
     divisor: float | str | None = None
     span: Span

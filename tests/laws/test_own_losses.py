@@ -107,4 +107,4 @@ def test_a_loss_that_pushes_slots_without_a_token_is_told() -> None:
 @pytest.mark.parametrize(("made", "said"), [(lambda x: x, r"shape \[\d+\]"), (lambda x: 1.5, "a float")])
 def test_a_loss_that_is_no_scalar_is_told(made: Callable[[Tensor], object], said: str) -> None:
     with pytest.raises(AssertionError, match=rf"a tensor without axes .*; this one is .*{said}"):
-        assert_gradient(lambda batch: made(dpo(batch)[None]), "dpo", examples=5)  # type: ignore[arg-type,return-value]
+        assert_gradient(lambda batch: made(dpo(batch)[None]), "dpo", examples=5)  # type: ignore[arg-type,return-value]  # wrong on purpose

@@ -7,14 +7,16 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
+from pydantic import ValidationError
 
 from grolang.compiler.index import index
 from grolang.compiler.lowering import lower
 from grolang.compiler.program import Program, Step
 from grolang.compiler.verify import verified
-from grolang.language import library
+from grolang.language import ir, library
 from grolang.language.checker import check
 from grolang.language.scopes import Scope
+from grolang.language.source import Span
 
 
 def program(name: str) -> Program:
@@ -60,3 +62,10 @@ def test_an_output_of_the_wrong_scope_is_caught() -> None:
 def test_the_index_says_what_the_files_say() -> None:
     written = (files("grolang.methods") / "index.json").read_text(encoding="utf-8")
     assert written == index(), "run `python -m grolang.compiler.index`"
+
+
+def test_a_step_of_an_aggregation_sums_or_averages() -> None:
+    span = Span(file="m.gro", start=0, end=0)
+    assert ir.Step(function="mean", axis="tokens", span=span).divisor is None
+    with pytest.raises(ValidationError):
+        ir.Step(function="max", axis="tokens", span=span)
