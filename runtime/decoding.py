@@ -1,13 +1,14 @@
 """Sequences that go through a model token by token, without what transformers' `generate` does around each token.
 
-A prompt that several completions begin with goes through once. What has ended leaves the model. Keys and values are
-written into memory that is already there.
+A prompt that several completions begin with goes through once, and a long one is kept once. What has ended leaves the
+model. Keys and values are written into memory that is already there.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from grolang.runtime.examples import Ids
 from grolang.runtime.packing import HALF, PREFIX, SAME
+from grolang.runtime.shared_prompts import Prompts, attended
+
+LONG = 64  # tokens of a prompt; of a shorter one each completion has a copy of its own, which is read at once
+EVEN = 1.5  # places for each sequence, where every prompt has as many of them as the one with the most completions
 
 
 class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has no types for its caches
@@ -31,13 +36,20 @@ class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has
         if self.room is None or self.room[0].shape[-2] < end:
             size = end + max(32, end // 4) if start else end  # a prompt alone: the rows of its completions come next
             own = [new.new_empty((*new.shape[:2], size, new.shape[-1])) for new in (keys, values)]
-            if self.keys is not None and self.values is not None:
+            if start and self.keys is not None and self.values is not None:
                 own[0][:, :, :start], own[1][:, :, :start] = self.keys, self.values
             self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
             self.room = (own[0], own[1])
         self.room[0][:, :, start:end], self.room[1][:, :, start:end] = keys, values
         self.keys, self.values = (whole[:, :, :end] for whole in self.room)
         return self.keys, self.values
+
+    def leave(self) -> tuple[Tensor, Tensor]:
+        """What is there, which from now on is no more: the next keys and values are the first."""
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None
+        self.keys, self.values, self.room = keys[:, :, :0], values[:, :, :0], None
+        return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
@@ -47,11 +59,14 @@ class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has
 class Rows:
     """Sequences in the model: `begin`, then `extend` by a token each, as often as is wanted; `keep` some of them.
 
-    Padding stands on the left, so that all of them end at the same place of the cache.
+    Padding stands on the left, so that all of them end at the same place of the cache. Prompts of at least
+    `shared_from` tokens that about as many sequences each begin with are not copied for these, where attention is
+    torch's.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, shared_from: float = inf) -> None:
+        self.model, self.shared_from = model, shared_from
+        self.prompts: Prompts | None = None
         self.takes = inspect.signature(model.forward).parameters
         self.cache: Any = DynamicCache(config=model.config)
         make: Any = _Roomy
@@ -75,11 +90,17 @@ class Rows:
         if len(distinct) == len(prompts):
             return logits
         rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self.model.device)
+        places = len(distinct) * int(rows.bincount().max())
+        if self.direct and self.seen >= self.shared_from and places <= EVEN * len(prompts):
+            layers = [layer.leave() for layer in self.cache.layers]
+            self.prompts = Prompts(layers, self.attention[:, : self.seen] > 0, torch.arange(len(distinct)).to(rows))
         self.keep(rows)
         return logits[rows]
 
     def keep(self, rows: Tensor) -> None:
         """The sequences with these numbers remain, in this order; a number may come more than once."""
+        if self.prompts is not None:
+            self.prompts.keep(rows)
         self.cache.reorder_cache(rows)
         self.attention, self.positions = self.attention[rows], self.positions[rows]
 
@@ -103,7 +124,12 @@ class Rows:
             "use_cache": True,
             "logits_to_keep": 1,
         }
-        logits: Tensor = self.model(**{name: value for name, value in told.items() if name in self.takes}).logits
+        told = {name: value for name, value in told.items() if name in self.takes}
+        if self.prompts is None:
+            logits: Tensor = self.model(**told).logits
+        else:
+            with attended(self.model):
+                logits = self.model(**told, prompts=self.prompts).logits
         return logits[:, -1].float()
 
 
@@ -114,18 +140,32 @@ def refusal(model: PreTrainedModel) -> str | None:
     """
     kind = model.config.model_type
     try:
-        error, matters = _error(model)
+        same = _same(model, inf)
     except Exception as raised:  # whatever an architecture does with a cache that it does not know
         if should_reduce_batch_size(raised):
             raise
         return f"{kind} does not take a cache that is kept for it"
+    return None if same else f"{kind} says something else from a cache that is kept for it"
+
+
+def shared_from(model: PreTrainedModel) -> float:
+    """The length from which on a model that `Rows` suits takes prompts that are kept once. It is tried, too."""
+    try:
+        return LONG if _same(model, 0) else inf
+    except Exception as raised:  # as above
+        if should_reduce_batch_size(raised):
+            raise
+        return inf
+
+
+def _same(model: PreTrainedModel, shared_from: float) -> bool:
+    error, matters = _error(model, shared_from)
     half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
-    rounding = HALF if half else SAME
-    return None if error <= rounding * matters else f"{kind} says something else from a cache that is kept for it"
+    return error <= (HALF if half else SAME) * matters
 
 
 @torch.no_grad()
-def _error(model: PreTrainedModel) -> tuple[float, float]:
+def _error(model: PreTrainedModel, shared_from: float) -> tuple[float, float]:
     """What becomes of logits on the way through `Rows`, and what another token at the beginning changes in them."""
     draw, size = torch.Generator().manual_seed(0), model.config.get_text_config().vocab_size
     first, second, third, more = (torch.randint(size, shape, generator=draw) for shape in ((9,), (4,), (6,), (4, 7)))
@@ -135,7 +175,7 @@ def _error(model: PreTrainedModel) -> tuple[float, float]:
         logits: Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits
         return logits[0].double()
 
-    rows, alive = Rows(model), torch.arange(4)
+    rows, alive = Rows(model, shared_from), torch.arange(4)
     found = [rows.begin(prompts, more.shape[1])]
     for place in range(more.shape[1]):
         if place == 4:  # one leaves

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 import torch
@@ -29,8 +30,9 @@ from transformers import (
 )
 
 from grolang.language.diagnostics import GroError
-from grolang.runtime.decoding import Rows, refusal
+from grolang.runtime.decoding import Rows, refusal, shared_from
 from grolang.runtime.examples import Ids
+from grolang.runtime.prepacked import prepacked
 
 WORTH = 0.75  # of the completions in the model at once: where fewer go on, the others leave it
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
@@ -192,7 +194,7 @@ class Generate:
     """The policy itself, `batch` prompts at a time: half as many where memory runs out.
 
     `autocast` is the dtype of the products inside the model, as where it is trained. `own` says whether sequences go
-    through it by `decoding.Rows`, which is tried out once; else `generate` does it.
+    through it by `decoding.Rows`, which is tried out once; else `generate` does it. `shared_from` is for those rows.
     """
 
     model: PreTrainedModel
@@ -200,6 +202,7 @@ class Generate:
     say: Callable[[str], None] = print
     autocast: torch.dtype | None = None
     own: bool | None = None
+    shared_from: float = inf
 
     def __call__(
         self, prompts: Sequence[Ids], keys: Sequence[int] | None, how: Sampling, *, keep_logp: bool = False
@@ -225,14 +228,17 @@ class Generate:
         """The completions; None where memory ran out, and fewer prompts are to be tried."""
         try:
             half = torch.autocast(self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-            with plainly(self.model), half:
+            with plainly(self.model), half, prepacked(self.model):
                 if self.own is None:
                     refused = refusal(self.model)
                     self.own = refused is None
                     if refused is not None:
                         self.say(f"note: completions are drawn by transformers' generate: {refused}")
-                work = _decoded if self.own else _generated
-                return work(self.model, prompts, keys, how, keep_logp)
+                    else:
+                        self.shared_from = shared_from(self.model)
+                if not self.own:
+                    return _generated(self.model, prompts, keys, how, keep_logp)
+                return _decoded(Rows(self.model, self.shared_from), prompts, keys, how, keep_logp)
         except Exception as error:  # what is out of memory has no class of its own; the rest is raised again
             if not should_reduce_batch_size(error):
                 raise
@@ -247,11 +253,9 @@ class Generate:
 
 
 @torch.no_grad()
-def _decoded(
-    model: PreTrainedModel, prompts: list[Ids], keys: list[int] | None, how: Sampling, keep_logp: bool
-) -> list[Drawn]:
+def _decoded(rows: Rows, prompts: list[Ids], keys: list[int] | None, how: Sampling, keep_logp: bool) -> list[Drawn]:
     """What has ended is computed no more, once there is enough of it."""
-    rows, count, device = Rows(model), len(prompts), model.device
+    count, device = len(prompts), rows.model.device
     logits = rows.begin(prompts, how.limit)
     ids = torch.zeros((count, how.limit), dtype=torch.long, device=device)
     logps = torch.zeros((count, how.limit), device=device)

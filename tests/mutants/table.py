@@ -25,6 +25,8 @@ EXACT = "tests/runtime/test_runtime_exact.py"
 PACKING = "tests/runtime/test_runtime_packing.py"
 SAMPLING = "tests/runtime/test_runtime_sampling.py"
 DECODING = "tests/runtime/test_runtime_decoding.py"
+SHARED = "tests/runtime/test_runtime_shared_prompts.py"
+PREPACKED = "tests/runtime/test_runtime_prepacked.py"
 SAMPLES = "tests/runtime/test_runtime_samples.py"
 ENGINES = "tests/runtime/test_runtime_engines.py"
 SCORES = "tests/runtime/test_runtime_scores.py"
@@ -853,6 +855,47 @@ MUTANTS: tuple[Mutant, ...] = (
             "self.attention, self.positions = self.attention[rows], self.positions[rows]",
             "self.attention, self.positions = self.attention[: len(rows)], self.positions[rows]",
             DECODING,
+        ),
+    ),
+    *_rows(
+        "runtime/shared_prompts.py",
+        (
+            "shared_padding_attended",
+            "a token that was drawn attends to the padding in front of a prompt that is kept once",
+            "masked_fill_(~shown, -torch.inf)",
+            "masked_fill_(~shown, 0.0)",
+            SHARED,
+        ),
+        (
+            "prompt_of_another",
+            "where a prompt's completions have all ended, what goes on reads another's",
+            "(keys[left], values[left])",
+            "(keys[: len(left)], values[: len(left)])",
+            SHARED,
+        ),
+        (
+            "heads_in_another_order",
+            "of heads that read the same keys, each gets what another asked for",
+            "(own[self.row], 0, (-1, self.most)).transpose(1, 2).flatten(2, 3)",
+            "(own[self.row], 0, (-1, self.most)).permute(0, 2, 3, 1, 4).flatten(2, 3)",
+            SHARED,
+        ),
+    ),
+    *_rows(
+        "runtime/prepacked.py",
+        (
+            "packed_without_bias",
+            "a map whose weight is laid out for the CPU forgets its bias",
+            "_packed(layer.weight.detach()), layer.bias)",
+            "_packed(layer.weight.detach()), None)",
+            PREPACKED,
+        ),
+        (
+            "packed_in_half_precision",
+            "where products are of bf16, those of laid-out weights are not",
+            "_works() and not torch.is_autocast_enabled",
+            "_works() or torch.is_autocast_enabled",
+            PREPACKED,
         ),
     ),
     *_rows(
