@@ -2,5 +2,5 @@
 
 In the order to read: `claims` (a law as two outputs of one program), `strategies`, `smaller` (batches), `proof`,
 `equivalence`, `unbiased`, `check`, `own` (a loss in PyTorch), `show`, `plugin` (pytest). From a loss to its method:
-`question`, `spelling`, `terms`, `parts`, `draft`, `lift`.
+`question`, `book` (what symbols stand for), `algebra`, `terms`, `parts`, `spelling` (back to text), `draft`, `lift`.
 """

@@ -14,15 +14,14 @@ from grolang.language.formatter import format_text
 from grolang.language.functions import FUNCTIONS, LOGICAL
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
-from grolang.laws.parts import ONE, ZERO, Parts
+from grolang.laws.book import LABEL, LOGP, ONE, ZERO, A, Book, Z
+from grolang.laws.parts import Parts
 from grolang.laws.question import DEFAULTS, Question
-from grolang.laws.spelling import LOGP, A, Book, Z, spelled
+from grolang.laws.spelling import spelled
 from grolang.laws.terms import Terms
 
 #: the order in which components are written
 ORDER = ("reward", "baseline", "advantage", "credit", "measure", "anchor", "alpha")
-
-_LABEL = Symbol("label", real=True)
 
 
 class Taken(Exception):
@@ -98,7 +97,7 @@ class Draft:
         if upsilon is not None:
             functions["upsilon"] = (A, upsilon, {})
         if parts.omega != ONE:
-            own = {} if advantage.is_number or advantage == _LABEL else {advantage: "advantage"}
+            own = {} if advantage.is_number or advantage == LABEL else {advantage: "advantage"}
             functions["omega"] = (Z, parts.omega, own)
         return values, functions
 

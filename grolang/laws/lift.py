@@ -20,12 +20,12 @@ from grolang.language.functions import LOGICAL
 from grolang.language.ir import Call, Law, MethodIR, Named, Reduce
 from grolang.language.scopes import Scope, joined
 from grolang.language.source import Source
+from grolang.laws.book import LENGTH, Book
 from grolang.laws.check import check_law
 from grolang.laws.claims import Verdict
 from grolang.laws.draft import Draft, Taken
 from grolang.laws.parts import Parts, parts
 from grolang.laws.question import Question
-from grolang.laws.spelling import LENGTH, Book
 from grolang.laws.terms import NoForm
 
 

@@ -16,10 +16,9 @@ from sympy import Expr
 from grolang.language import ir
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
-from grolang.laws.spelling import ALGEBRA, LENGTH, LOGP, TOTAL, Book, Z, signs_squared
+from grolang.laws import algebra as ALGEBRA
+from grolang.laws.book import LENGTH, LOGP, ONE, TOTAL, ZERO, Book, Z, signs_squared
 from grolang.laws.terms import NoForm, Terms, affine, slope
-
-ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
 _LABEL = sympy.Symbol("label", real=True)
 

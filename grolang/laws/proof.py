@@ -31,7 +31,7 @@ from sympy import Expr, Function, Symbol
 from grolang.compiler.program import MISMATCHED, Program
 from grolang.language.functions import FUNCTIONS
 from grolang.language.scopes import Scope
-from grolang.laws.spelling import signs_squared
+from grolang.laws.book import signs_squared
 
 _EXACT: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: a + b,

@@ -13,7 +13,8 @@ from grolang.language.facts import elementwise
 from grolang.language.functions import FUNCTIONS
 from grolang.language.ir import Call, MethodIR, Named, Number, Observed, Parameter, Reduce, nodes
 from grolang.language.scopes import Scope
-from grolang.laws.spelling import ALGEBRA, LENGTH, LOGP, TOTAL, Book
+from grolang.laws import algebra
+from grolang.laws.book import LENGTH, LOGP, ONE, STOPPED, TOTAL, ZERO, Book
 
 
 class NoForm(Exception):
@@ -37,7 +38,7 @@ class Terms:
     def __call__(self, expr: ir.Expr) -> Expr:
         match expr:
             case Number():
-                return self.book.symbol("inf", Scope.CONST) if math.isinf(expr.value) else ALGEBRA.number(expr.value)
+                return self.book.symbol("inf", Scope.CONST) if math.isinf(expr.value) else algebra.number(expr.value)
             case Parameter():
                 return self.book.symbol(expr.name, Scope.CONST)
             case Observed(name="label") if self.row:
@@ -65,7 +66,7 @@ class Terms:
         match expr.function:
             case "sg":
                 inner = Terms(self.method, self.book, self.row, stopped=True)(expr.arguments[0])
-                return sympy.Function("sg", real=True)(inner)
+                return STOPPED(inner)
             case "opposite":
                 return self.book.away(Terms(self.method, self.book, -self.row, stopped=self.stopped)(expr.arguments[0]))
             case "chosen" | "rejected" if self.row:
@@ -73,7 +74,7 @@ class Terms:
                 there = Terms(self.method, self.book, own, stopped=self.stopped)(expr.arguments[0])
                 return there if own == self.row else self.book.away(there)
             case function if function in FUNCTIONS:
-                made = ALGEBRA.apply(function, *(self(argument) for argument in expr.arguments))
+                made = algebra.apply(function, *(self(argument) for argument in expr.arguments))
                 if made.has(sympy.zoo, sympy.nan, sympy.oo):
                     raise NoForm("it divides by 0")
                 return made
@@ -94,7 +95,7 @@ class Terms:
         wide = sympy.expand_mul(inner, deep=False)
         if affine(wide, LOGP):
             inner = wide
-        share = 1 / LENGTH if expr.function == "mean" else sympy.Integer(1)
+        share = 1 / LENGTH if expr.function == "mean" else ONE
         return sympy.Add(*(self._total(term) * share for term in sympy.Add.make_args(inner)))
 
     def _total(self, term: Expr) -> Expr:
@@ -150,9 +151,9 @@ def affine(expr: Expr, variable: Expr) -> bool:
 def slope(expr: Expr, variable: Expr) -> Expr:
     """The derivative in a variable, from the table of functions; `sg` stops it."""
     if expr == variable:
-        return sympy.Integer(1)
-    if not expr.has(variable) or str(expr.func) == "sg" or expr.func == TOTAL:
-        return sympy.Integer(0)
+        return ONE
+    if not expr.has(variable) or expr.func == STOPPED or expr.func == TOTAL:
+        return ZERO
     if expr.is_Add:
         return sympy.Add(*(slope(term, variable) for term in expr.args))
     if expr.is_Mul:
@@ -169,7 +170,7 @@ def slope(expr: Expr, variable: Expr) -> Expr:
     row = FUNCTIONS["power" if expr.is_Pow else str(expr.func)]
     names = dict(zip(row.arguments, expr.args)) | {"out": expr}
     shares = (
-        written(ALGEBRA, text, names) * slope(argument, variable)
+        written(algebra, text, names) * slope(argument, variable)
         for argument, text in zip(expr.args, row.derivative)
         if text is not None
     )
@@ -183,8 +184,8 @@ def _branches(expr: Expr, variable: Expr) -> Expr | None:
         return branched(args[0], slope(args[1], variable), slope(args[2], variable))
     if word in ("min", "max"):
         first, second = (slope(argument, variable) for argument in args)
-        tie = branched(ALGEBRA.apply("equal", *args), (first + second) / 2, second)
-        return branched(ALGEBRA.apply("less" if word == "min" else "greater", *args), first, tie)
+        tie = branched(algebra.apply("equal", *args), (first + second) / 2, second)
+        return branched(algebra.apply("less" if word == "min" else "greater", *args), first, tie)
     return None
 
 
@@ -193,7 +194,7 @@ def branched(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     rows = [set(sympy.Mul.make_args(branch)) for branch in (then, otherwise) if branch != 0]
     shared = set.intersection(*rows) if rows else set()
     front = sympy.Mul(*(factor for factor in shared if not factor.is_number))
-    return front * ALGEBRA.apply("choose", condition, then / front, otherwise / front)
+    return front * algebra.apply("choose", condition, then / front, otherwise / front)
 
 
 def _pessimistic(expr: Expr, variable: Expr) -> Expr | None:
@@ -211,10 +212,10 @@ def _pessimistic(expr: Expr, variable: Expr) -> Expr | None:
             (x, low, high), weight = clip.args, held / clip
             if weight.has(variable) or low.has(variable) or high.has(variable):
                 continue
-            good = ALGEBRA.apply("greater" if word == "min" else "less", weight, sympy.Integer(0))
-            past = ALGEBRA.apply("greater", x, high), ALGEBRA.apply("less", x, low)
-            flat = ALGEBRA.apply("choose", good, *past)
-            return weight * slope(x, variable) * ALGEBRA.apply("choose", flat, sympy.Integer(0), sympy.Integer(1))
+            good = algebra.apply("greater" if word == "min" else "less", weight, ZERO)
+            past = algebra.apply("greater", x, high), algebra.apply("less", x, low)
+            flat = algebra.apply("choose", good, *past)
+            return weight * slope(x, variable) * algebra.apply("choose", flat, ZERO, ONE)
     return None
 
 

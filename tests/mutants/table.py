@@ -667,8 +667,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "clip_lifted_wrong",
             "a lifted clip holds on the wrong side",
-            'past = ALGEBRA.apply("greater", x, high), ALGEBRA.apply("less", x, low)',
-            'past = ALGEBRA.apply("less", x, low), ALGEBRA.apply("greater", x, high)',
+            'past = algebra.apply("greater", x, high), algebra.apply("less", x, low)',
+            'past = algebra.apply("less", x, low), algebra.apply("greater", x, high)',
             f"{LIFT}::test_the_losses_of_the_field_have_the_form",
         ),
     ),
