@@ -48,7 +48,9 @@ def steps(statement: Statement, tree: Tree[Token], elaborator: Elaborator, scope
             findings.add("E207", f"there is no axis `{axis}` to aggregate over", statement.span_of(axis), help=help)
             return None
         if why := _refusal(left, axis, elaborator):
-            findings.add("E303", f"`{statement.text_of(step)}`: {why}", span, help=_AGGREGATE_HELP)
+            findings.add(
+                "E303", f"`{statement.text_of(step)}`: {why}", span, help=_before(left, axis, scope, elaborator)
+            )
             return None
         left = AGGREGATED[axis]
         amount = _divisor(divisor, statement, elaborator)
@@ -59,13 +61,29 @@ def steps(statement: Statement, tree: Tree[Token], elaborator: Elaborator, scope
             f"the aggregation does not end in one number: it leaves one value per {left.word}",
             statement.span_of(tree),
             label=f"one value per {left.word}",
-            help=_AGGREGATE_HELP,
+            help=f"end with `mean over {'groups' if left is Scope.GROUP else 'sequences'}`",
         )
         return None
     return tuple(made)
 
 
 _AGGREGATE_HELP = "go from the tokens up to one number, for example `sum over tokens, mean over sequences`"
+
+#: the steps that a step over an axis waits for, from values of a scope on
+_MISSING = {
+    (Scope.TOKEN, "sequences"): "sum over tokens",
+    (Scope.TOKEN, "groups"): "sum over tokens, sum over group",
+    (Scope.SEQUENCE, "groups"): "sum over group",
+}
+
+
+def _before(left: Scope, axis: str, start: Scope, elaborator: Elaborator) -> str:
+    """How to mend a step that cannot be taken: by what comes before it, where that is all that is missing."""
+    missing = _MISSING.get((left, axis))
+    if missing is None or (axis == "groups" and not elaborator.has("groups")):
+        return _AGGREGATE_HELP
+    skips = "; a penalty skips the steps over axes that it does not have" if start is left is Scope.TOKEN else ""
+    return f"put `{missing}` before it{skips}"
 
 
 def _refusal(scope: Scope, axis: str, elaborator: Elaborator) -> str:

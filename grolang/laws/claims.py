@@ -60,6 +60,7 @@ class Verdict:
     counterexample: Counterexample | None = None
     error: str = ""
     claim: str = ""  # in a few words
+    note: str = ""  # what else was found out about a failed one
 
     @property
     def good(self) -> bool:
@@ -75,6 +76,7 @@ class Pair:
     methods: tuple[MethodIR, ...]
     proportional: bool = False
     name: str = ""
+    group: int | None = None  # the size of every group of `batches`, where it is to be one
 
     @property
     def reads(self) -> frozenset[str]:
@@ -88,6 +90,8 @@ class Pair:
 
     def batches(self) -> st.SearchStrategy[Batch]:
         """Those that both methods accept."""
+        if self.group is not None:
+            return batches(*self.methods, smallest_group=self.group, largest_group=self.group)
         return batches(*self.methods, smallest_group=self.smallest)
 
     def tensors(self, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor, str]:

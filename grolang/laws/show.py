@@ -32,7 +32,8 @@ def failure(method: str, verdict: Verdict) -> RenderableType:
     title = Text(f"{method}: law {verdict.law} fails ({verdict.claim})", style="bold red")
     if verdict.counterexample is None:
         return Group(title, Text(verdict.error))
-    return Group(title, counterexample(verdict.counterexample))
+    note = [Text(verdict.note)] if verdict.note else []
+    return Group(title, counterexample(verdict.counterexample), *note)
 
 
 def counterexample(found: Counterexample) -> RenderableType:

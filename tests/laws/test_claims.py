@@ -80,3 +80,12 @@ def test_a_counterexample_is_small_without_time_for_it(left: str, right: str, ro
     assert example.batch.group is not None and not example.batch.group.any()  # one group, with the number 0
     assert set(example.batch.scores.get("correct", example.batch.mask.new_zeros(0)).tolist()) == numbers
     assert not torch.allclose(example.left, example.right, atol=1e-9)
+
+
+def test_a_law_that_only_groups_of_the_files_own_size_keep_says_so() -> None:
+    """`mean(r over others)` is the other one's reward in a pair alone."""
+    pair = "group 2\nbaseline = mean(r over others)\nlaw l: loss -(2 * r - sum(r over group)) * sum(logp over tokens)"
+    assert not verdict(pair).good
+    assert verdict(pair).note.startswith("with groups of 2, as in `group 2`, it held on 20 batches")
+    assert verdict(pair.replace("group 2", "group 3", 1)).note == ""
+    assert verdict(pair.replace("(2 * r", "(3 * r")).note == ""
