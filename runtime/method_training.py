@@ -25,7 +25,7 @@ from grolang.runtime.journal import Seen
 from grolang.runtime.loop import Training
 from grolang.runtime.metrics import step_figures
 from grolang.runtime.models import load_model
-from grolang.runtime.output import Outcome, describe, fingerprints, note, open_output
+from grolang.runtime.output import Outcome, changed, describe, fingerprints, note, open_output
 from grolang.runtime.processes import joined
 from grolang.runtime.progress import say
 from grolang.runtime.reference import store
@@ -75,6 +75,8 @@ class MethodTraining(Training):
         """And find what the reference says of rows of the data, which is the same in every epoch and every run."""
         method, settings, engine, feed = self.run.method, self.settings, self.run.engine, self.run.feed
         if self.main:
+            if other := changed(self.output, settings):
+                self.say(f"note: settings are not those that the run began with: {', '.join(other)}")
             for name in describe(self.output, method, settings, self.accelerator):
                 self.say(f"note: {name} is not the file that the run began with; what follows is another run")
             note(self.output, kernels="triton" if engine.kernels else "torch")

@@ -30,6 +30,7 @@ from grolang.runtime.record import FILE, Record, as_json, process, write_text
 from grolang.runtime.settings import RunSettings, to_toml
 
 PACKAGES = ("grolang", "torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
+LENGTH = ("steps", "epochs", "output")  # of a run that goes on: nothing to point out
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,22 @@ def describe(output: Path, method: Method, settings: RunSettings, accelerator: A
         write_text(output / "chat_template.jinja", Path(settings.chat_template).read_text(encoding="utf-8"))
     write_text(output / "settings.toml", to_toml(settings))
     return begin(output, method.name, fingerprints(method, settings), accelerator)
+
+
+def changed(output: Path, settings: RunSettings) -> list[str]:
+    """The settings that are not those of the folder's run so far, `beta = 0.3 (0.2 before)`; how long it is apart."""
+    saved = output / "settings.toml"
+    if not (settings.resume and saved.is_file()):
+        return []
+    before, now = (_lines(text) for text in (saved.read_text(encoding="utf-8"), to_toml(settings)))
+    names = [name for name in now | before if name not in LENGTH and now.get(name) != before.get(name)]
+    said = [(name.strip('"'), now.get(name, "none"), before.get(name, "none")) for name in names]
+    return [f"{name} = {value} ({old} before)" for name, value, old in said]
+
+
+def _lines(toml: str) -> dict[str, str]:
+    pairs = (line.partition(" = ") for line in toml.splitlines())
+    return {name: value for name, sign, value in pairs if sign}
 
 
 def begin(output: Path, name: str, data: Mapping[str, Mapping[str, Any]], accelerator: Accelerator) -> list[str]:

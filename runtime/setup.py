@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from grolang import Method
+from grolang.language.declarations import canonical
 from grolang.language.diagnostics import GroError
+from grolang.language.usage import idle_scores, used, without
 from grolang.runtime import defaults
 from grolang.runtime.assembly import Assembly
 from grolang.runtime.data import Rows, open_rows
@@ -61,6 +63,7 @@ class Run:
 
 def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say: Callable[[str], None] = print) -> Run:
     """Everything is read and checked, what is cheap to check first; nothing is trained or written."""
+    method = _in_use(method, settings, say)
     kind, drawn, needs = method.data[0], method.data[0] == "prompts", method.needs
     past = _past(method, settings, say) if settings.replay else None
     encoder = open_encoder(settings)
@@ -106,6 +109,17 @@ def prepare(method: Method, settings: RunSettings, accelerator: Accelerator, say
         steps = settings.updates * ceil(settings.epochs * len(mixture) / settings.batch)
         settings = settings.model_copy(update={"steps": steps})
     return Run(settings, method, model, engine, encoder, feed, held_out)
+
+
+def _in_use(method: Method, settings: RunSettings, say: Callable[[str], None]) -> Method:
+    """The method without scores that it inherits and has put another in the place of; says so, as of a parameter."""
+    idle = idle_scores(method.ir, settings.score)
+    for name in idle:
+        say(f"note: the score `{name}` is not measured: `{method.name}` inherits it, and no part of it reads it")
+    for name in map(canonical, settings.set):
+        if name in method.params and name not in used(method.ir):
+            say(f"note: `{name}` = {method.params[name]:g} changes nothing: no part of `{method.name}` reads it")
+    return replace(method, ir=without(method.ir, idle)) if idle else method
 
 
 def _past(method: Method, settings: RunSettings, say: Callable[[str], None]) -> Past:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,12 +30,14 @@ def replay(
     from grolang.cli.paint import say, table
     from grolang.compiler.blame import NotFinite
     from grolang.compiler.method import load
+    from grolang.language.usage import idle_scores, without
     from grolang.runtime.replay import read_batch
 
     kept = read_batch(batch)
     method = load(file)
     known = {name: value for name, value in kept.params.items() if name in method.params}
     method = method.replace(**(known | numbers(setting)))
+    method = replace(method, ir=without(method.ir, idle_scores(method.ir, kept.batch.scores)))
     mask = kept.batch.mask
     say(f"{method.name} on {len(mask)} sequences with {int(mask.sum())} tokens")
     try:

@@ -175,6 +175,17 @@ def test_a_resumed_run_notes_it_and_says_that_its_data_changed(folder: Path) -> 
     assert len(run.info["resumed"]) == 1 and run.status == "finished" and run.steps == 4
 
 
+def test_settings_that_a_resumed_run_changes_are_named(tiny: str, tmp_path: Path, write: Write) -> None:
+    out, said = str(tmp_path / "out"), io.StringIO()
+    flags = {"model": tiny, "output": out, "batch": 2, "eval_rows": 0, "lr": 0.5}
+    start({"method": "dpo", "data": write(rows_of("preference")), "steps": 1, **flags}, None, Console(quiet=True))
+    start({"output": out, "resume": True, "steps": 2, "lr": 0.5}, None, Console(file=said, width=999))
+    assert "note: settings" not in said.getvalue()
+    start({"output": out, "resume": True, "steps": 3, "lr": 0.25, "set": {"beta": 0.3}}, None, Console(file=said))
+    told = "note: settings are not those that the run began with: lr = 0.25 (0.5 before), beta = 0.3 (none before)"
+    assert told in said.getvalue()
+
+
 def test_a_changed_parent_is_another_method(folder: Path) -> None:
     (folder / "parent.gro").write_text(PARENT.replace("scale = 1", "scale = 3"))
     try:

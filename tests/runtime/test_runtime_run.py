@@ -71,6 +71,21 @@ def test_prompts_raise_the_reward(tiny: str, tmp_path: Path, write: Write) -> No
     assert out.after["correct/sampled"] > out.before["correct/sampled"] + 0.2
 
 
+def test_an_inherited_score_that_nothing_reads_is_not_asked_for(tiny: str, tmp_path: Path, write: Write) -> None:
+    """Else data without `answer` could not be trained on, and the best model would be chosen by a foreign score."""
+    (tmp_path / "rewards.py").write_text(VOWELS)
+    own, said = tmp_path / "own.gro", io.StringIO()
+    own.write_text("method own\nextends grpo\nscore vowels\nreward = vowels\n")
+    data = write([{"prompt": row["prompt"], "solution": row["answer"]} for row in rows_of("prompts")])
+    given = {"vowels": f"{tmp_path / 'rewards.py'}:share"}
+    out = run(tiny, tmp_path / "out", str(own), data, said, score=given, set={"beta": 0.1}, eval_every=2)
+    assert "note: the score `correct` is not measured: `own` inherits it" in said.getvalue()
+    assert "vowels/sampled" in out.after and not [name for name in out.after if name.startswith("correct")]
+    assert "changes nothing" not in said.getvalue()
+    run(tiny, tmp_path / "dapo", "dapo", write(rows_of("prompts"), "a.jsonl"), said, set={"beta": 0.1}, eval_rows=0)
+    assert "note: `beta` = 0.1 changes nothing: no part of `dapo` reads it" in said.getvalue()
+
+
 @pytest.mark.parametrize("method", sorted(built_in()))
 def test_every_method_runs_and_leaves_a_whole_folder(method: str, tiny: str, tmp_path: Path, write: Write) -> None:
     kind, *more = grolang.load(method).data
