@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from grolang.language.diagnostics import GroError
 from grolang.runtime.data import Record, Rows, refuse
@@ -16,20 +17,24 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """The columns that each data kind must have (LANGUAGE.md, section 3)."""
 
+TALKS = ("messages", "conversations")
+SPEAKERS = {"human": "user", "gpt": "assistant"}
+"""Who speaks in rows with `from` and `value`, as ShareGPT has them; other names are roles already."""
+
 
 def with_prompts(rows: Rows, kind: str) -> Rows:
     """TRL's other forms of rows, in the columns of the kind.
 
-    A `text` is a demonstration without a prompt. `messages` are one whose last message is the completion, an
-    assistant's, and what is before it the prompt. Pairs without a prompt (of messages, where they are conversations)
-    have the one that both sides begin with. Other rows are given as they are.
+    A `text` is a demonstration without a prompt. `messages` (or `conversations`, with `from` and `value`) are one whose
+    last message is the completion, an assistant's, and what is before it the prompt. Pairs without a prompt (of
+    messages, where they are conversations) have the one that both sides begin with. Other rows are given as they are.
     """
     first, columns, change = rows[0], {*rows.columns}, None
     sides = [first.get(name) for name in ("chosen", "rejected")]
     if kind == "demonstrations" and "text" in columns and not {"prompt", "completion", "messages"} & columns:
         change, wanted = _whole_text, "a text"
-    elif kind == "demonstrations" and "messages" in columns and not {"prompt", "completion"} & columns:
-        change, wanted = _last_message, "messages that end with an assistant's"
+    elif kind == "demonstrations" and {*TALKS} & columns and not {"prompt", "completion"} & columns:
+        change, wanted = _last_message, "messages with role and content that end with an assistant's"
     elif kind == "preference" and all(isinstance(side, str) for side in sides) and "prompt" not in columns:
         change, wanted = _common_text, "`chosen` and `rejected` that begin with the same words and end with others"
     elif kind == "preference" and all(map(is_conversation, sides)) and isinstance(first.get("prompt", ""), str):
@@ -63,9 +68,16 @@ def _common_text(record: Record) -> Record:
 
 
 def _last_message(record: Record) -> Record:
-    said = record["messages"]
+    said = [_message(one) for one in next((record[name] for name in TALKS if record.get(name)), [])]
     whole = is_conversation(said) and said[-1]["role"] == "assistant"
     return {**record, "prompt": said[:-1] if whole and said[1:] else None, "completion": said[-1:] if whole else []}
+
+
+def _message(said: Any) -> Any:
+    """A message of ShareGPT's form in the form of all others; others as they are."""
+    if not (isinstance(said, dict) and {"from", "value"} <= said.keys()):
+        return said
+    return {"role": SPEAKERS.get(said["from"], said["from"]), "content": said["value"]}
 
 
 def _common_messages(record: Record) -> Record:
@@ -79,23 +91,23 @@ def _common_messages(record: Record) -> Record:
     return {**record, "prompt": sides[0][:count] or None, "chosen": chosen, "rejected": rejected}
 
 
-def checked(rows: Rows, kind: str) -> Rows:
+def checked(rows: Rows, kind: str, flag: str = "--data") -> Rows:
     """The rows in the columns of the kind, each of them one; else an error with what is wrong, and where."""
     found = with_prompts(rows, kind)
-    check_columns(found, kind)
+    check_columns(found, kind, flag)
     check_rows(found, kind)
     return found
 
 
-def check_columns(rows: Rows, kind: str) -> None:
+def check_columns(rows: Rows, kind: str, flag: str = "--data") -> None:
     """The columns of the kind are there; else an error with those that are, and the edit."""
     missing = [f"`{column}`" for column in COLUMNS[kind] if column not in rows.columns]
     if not missing:
         return
     found = ", ".join(f"`{column}`" for column in rows.columns)
     fitting = [other for other, needed in COLUMNS.items() if set(needed) <= set(rows.columns) and other != "prompts"]
-    wanted = ", ".join(COLUMNS[kind])
-    mend = f"rename the columns to {wanted}, or give another file with --data"
+    wanted = ", ".join(COLUMNS[kind]) + (" (or messages alone, or text)" if kind == "demonstrations" else "")
+    mend = f"rename the columns to {wanted}, or give another file with {flag}"
     if fitting:
         mend = f"these are rows for a method with `data {fitting[0]}`; this one needs {wanted}"
     raise GroError.plain(f"{rows.name} has no column {', '.join(missing)}; it has {found}", help=mend)
@@ -137,6 +149,8 @@ def _fault(kind: str, record: Record) -> str | None:
             return f"`{column}` and `prompt` differ in kind; both are texts or both are lists of messages"
         elif column != "prompt" and not text_of(value).strip():
             return f"`{column}` is empty"
+        elif column != "prompt" and is_conversation(value) and value[0]["role"] in ("system", "user"):
+            return f"`{column}` begins with a message of the {value[0]['role']}; it is the answer alone, after `prompt`"
     return None
 
 

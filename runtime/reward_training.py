@@ -87,13 +87,13 @@ def train(settings: RunSettings, console: Console) -> Outcome:
     return training.go(state)
 
 
-def _pairs(name: str, encoder: Encoder, limits: Limits) -> Examples:
-    return load_examples(checked(open_rows(name), "preference"), "preference", encoder, limits)
+def _pairs(name: str, encoder: Encoder, limits: Limits, flag: str = "--data") -> Examples:
+    return load_examples(checked(open_rows(name), "preference", flag), "preference", encoder, limits)
 
 
 def _hold_out(pairs: Examples, settings: RunSettings, limits: Limits) -> tuple[Examples, Examples]:
     if settings.eval_data is not None:
-        held = _pairs(settings.eval_data, pairs.encoder, limits)
+        held = _pairs(settings.eval_data, pairs.encoder, limits, "--eval-data")
         return pairs, held.part(held.kept[: settings.eval_rows])
     return pairs.divide(min(len(pairs) // APART, APART_MOST, settings.eval_rows), settings.seed)
 

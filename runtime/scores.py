@@ -16,7 +16,7 @@ from typing import Any, Literal
 from grolang.language.diagnostics import GroError
 from grolang.runtime.calls import Caller, NoAnswer
 from grolang.runtime.data import Record
-from grolang.runtime.forms import text_of
+from grolang.runtime.forms import is_conversation, text_of
 from grolang.runtime.verifiers import ScoreFunction
 
 RESERVED = ("prompt", "prompts", "completion", "completions", "completion_ids", "chosen", "rejected")
@@ -107,6 +107,11 @@ class Asked:
         own = {"completions": list(self.texts[rows]), "completion_ids": list(self.ids[rows])}
         return columns | own | {"prompts": [record["prompt"] for record in records]}
 
+    @property
+    def talks(self) -> bool:
+        """Whether the completions are messages."""
+        return is_conversation(self.texts[0])
+
     def shown(self, row: int) -> str:
         return f"completion {row}: {_short(self.records[row]['prompt'])} → {_short(self.texts[row])}"
 
@@ -166,7 +171,7 @@ def _marks(scorer: Scorer, asked: Asked, begun: Future[Any] | None) -> Marks:
         if nowhere and (stop or isinstance(failure, Miscounted)):
             said = f"{scorer} {failure}, though not when it gets fewer completions at once"
             if stop:
-                raise GroError.plain(said, help=HELP) from failure.__cause__
+                raise GroError.plain(said, help=_help(asked)) from failure.__cause__
             return Marks((None,) * len(asked), dict.fromkeys(range(len(asked)), said))
     values: list[float | None] = [None] * len(asked)
     faults: dict[int, str] = {}
@@ -176,14 +181,16 @@ def _marks(scorer: Scorer, asked: Asked, begun: Future[Any] | None) -> Marks:
         except Failure as failure:
             faults[row] = f"{scorer} {failure} for {asked.shown(row)}"
             if stop:
-                raise GroError.plain(faults[row], help=HELP) from failure.__cause__
+                raise GroError.plain(faults[row], help=_help(asked)) from failure.__cause__
     return Marks(tuple(values), faults)
 
 
-HELP = (
-    "it gets prompts, completions, completion_ids and the columns of the data, and gives a list of finite numbers; "
-    "--on-score-error zero or skip goes on without this one"
-)
+def _help(asked: Asked) -> str:
+    talk = ", each completion a list of one message (`completion[0]['content']`)" if asked.talks else ""
+    return (
+        f"it gets prompts, completions, completion_ids and the columns of the data{talk}, and gives a list of finite "
+        "numbers; --on-score-error zero or skip goes on without this one"
+    )
 
 
 def _number(value: Any) -> float:

@@ -200,7 +200,7 @@ def _hold_out(
     rows = open_rows(settings.eval_data or str(defaults.data_path("prompts", "test")))
     answers = "answer" in rows.columns and not set(COLUMNS[first.kind]) <= set(rows.columns)
     kind, limits = ("prompts", sampled) if answers or first.kind == "prompts" else (first.kind, first.limits)
-    apart = load_examples(checked(rows, kind), kind, first.encoder, limits, old=first.old)
+    apart = load_examples(checked(rows, kind, "--eval-data"), kind, first.encoder, limits, old=first.old)
     return loaded, (apart.part(apart.kept[: settings.eval_rows]),)
 
 

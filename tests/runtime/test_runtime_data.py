@@ -19,7 +19,7 @@ from conftest import TEMPLATE, Write, rows_of, tokenizer
 from grolang import GroError
 from grolang.runtime.data import broken_line, open_rows
 from grolang.runtime.examples import Encoder, Limits, load_examples, positions, with_demonstrations
-from grolang.runtime.forms import check_columns, check_filled, check_rows, with_prompts
+from grolang.runtime.forms import check_columns, check_filled, check_rows, checked, with_prompts
 from grolang.runtime.names import check_folder
 
 ENCODER = Encoder(tokenizer())
@@ -218,7 +218,9 @@ def test_a_line_that_is_no_object(write: Write) -> None:
 def test_a_missing_column_shows_those_that_are_there_and_the_mend(write: Write) -> None:
     said = complaint(write([{"question": "a", "solution": "b"}]), "demonstrations")
     assert "no column `prompt`, `completion`; it has `question`, `solution`" in said
-    assert "help: rename the columns" in said
+    assert "help: rename the columns to prompt, completion (or messages alone, or text), or give another file" in said
+    with pytest.raises(GroError, match="give another file with --eval-data"):
+        check_columns(open_rows(write([{"prompt": "a", "chosen": "b"}])), "preference", "--eval-data")
 
 
 def test_rows_of_another_kind_are_recognized(write: Write) -> None:
@@ -327,11 +329,32 @@ def test_conversations_in_the_other_forms_of_trl(write: Write) -> None:
     assert rows[0]["prompt"] == [asked, right, asked] and rows[0]["completion"] == [wrong]
     assert [row["completion"] for row in rows] == [[wrong]]
     path = write([{"messages": [asked, right]}, {"messages": [asked]}])
-    with pytest.raises(GroError, match=r":2: expected messages that end with an assistant's\n help: mend or remove"):
+    with pytest.raises(
+        GroError,
+        match=r":2: expected messages with role and content that end with an assistant's\n help: mend or remove",
+    ):
         with_prompts(open_rows(path), "demonstrations")
     path = write([{"chosen": [right], "rejected": [wrong]}])
     with pytest.raises(GroError, match=":1: expected `chosen` and `rejected` that begin with the same messages"):
         with_prompts(open_rows(path), "preference")
+
+
+def test_conversations_of_sharegpt_are_messages(write: Write) -> None:
+    """Under either name of the column; `human` and `gpt` are the user and the assistant, as templates know them."""
+    said = [{"from": who, "value": text} for who, text in (("system", "Add."), ("human", "1+1="), ("gpt", "2"))]
+    for name in ("messages", "conversations"):
+        rows = checked(open_rows(write([{name: said}], f"{name}.jsonl")), "demonstrations")
+        assert rows[0]["prompt"] == [turn("system", "Add."), turn("user", "1+1=")]
+        assert rows[0]["completion"] == [turn("assistant", "2")]
+    with pytest.raises(GroError, match=r":1: expected messages with role and content that end with an assistant's"):
+        checked(open_rows(write([{"conversations": said[:2]}])), "demonstrations")
+
+
+def test_a_completion_that_brings_the_prompt_along_is_refused(write: Write) -> None:
+    asked, right, wrong = turn("user", "1+1="), turn("assistant", "2"), turn("assistant", "3")
+    row = {"prompt": [asked], "chosen": [asked, right], "rejected": [wrong]}
+    with pytest.raises(GroError, match=r":1: `chosen` begins with a message of the user; it is the answer alone"):
+        checked(open_rows(write([row])), "preference")
 
 
 def test_a_text_is_a_demonstration_without_a_prompt(write: Write) -> None:

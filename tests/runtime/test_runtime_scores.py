@@ -425,3 +425,11 @@ def test_what_is_no_reward_model(tiny: str, tmp_path: Path) -> None:
     reward_model(tmp_path, num_labels=3)
     with pytest.raises(GroError, match="has 3 outputs, and a reward model has one"):
         scorer(None, str(tmp_path))
+
+
+def test_who_reads_a_message_as_a_text_is_told_what_it_is() -> None:
+    one = Scorer("r", "f", lambda completions, **_: [float(text.strip()) for text in completions])
+    for text, told in (("x", False), ([{"role": "assistant", "content": "1"}], True)):
+        with pytest.raises(GroError) as error:
+            marks(one, [text])
+        assert ("a list of one message (`completion[0]['content']`)" in str(error.value)) is told
