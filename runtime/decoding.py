@@ -21,17 +21,21 @@ from grolang.runtime.examples import Ids
 from grolang.runtime.packing import HALF, PREFIX, SAME
 from grolang.runtime.shared_prompts import Prompts, attended
 
-LONG = 64  # tokens of a prompt; of a shorter one each completion has a copy of its own, which is read at once
-EVEN = 1.5  # places for each sequence, where every prompt has as many of them as the one with the most completions
+LONG = 64  # tokens of the longest prompt; where all are shorter each completion has a copy of its own
+EVEN = 1.5  # (prompts · completions of the prompt that has the most) / all completions, at most
 
 
 class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has no types for its caches
     """Keys and values [S, heads, length, d], views of memory with room for more: it is copied where that is full."""
 
     room: tuple[Tensor, Tensor] | None = None
+    left = 0  # tokens that are no longer here
+
+    def get_seq_length(self) -> int:
+        return self.left + super().get_seq_length()
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        start = self.get_seq_length()
+        start = self.get_seq_length() - self.left
         end = start + keys.shape[-2]
         if self.room is None or self.room[0].shape[-2] < end:
             size = end + max(32, end // 4) if start else end  # a prompt alone: the rows of its completions come next
@@ -45,9 +49,10 @@ class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has
         return self.keys, self.values
 
     def leave(self) -> tuple[Tensor, Tensor]:
-        """What is there, which from now on is no more: the next keys and values are the first."""
+        """What is there, which from now on is kept elsewhere; its tokens are counted still."""
         keys, values = self.keys, self.values
         assert keys is not None and values is not None
+        self.left = keys.shape[-2]
         self.keys, self.values, self.room = keys[:, :, :0], values[:, :, :0], None
         return keys, values
 
@@ -59,9 +64,8 @@ class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers has
 class Rows:
     """Sequences in the model: `begin`, then `extend` by a token each, as often as is wanted; `keep` some of them.
 
-    Padding stands on the left, so that all of them end at the same place of the cache. Prompts of at least
-    `shared_from` tokens that about as many sequences each begin with are not copied for these, where attention is
-    torch's.
+    Padding stands on the left, so that all of them end at the same place of the cache. Where about as many sequences
+    begin with each prompt, the longest of which has `shared_from` tokens, prompts are not copied for them.
     """
 
     def __init__(self, model: PreTrainedModel, shared_from: float = inf) -> None:
@@ -74,6 +78,9 @@ class Rows:
         attention = str(model.config.get_text_config()._attn_implementation).removeprefix(PREFIX)
         whole = all(type(layer) is make for layer in self.cache.layers)  # none of them has a window, or a state
         self.direct = whole and attention == "sdpa" and bool(model._supports_attention_backend)
+        # in half precision two products would be rounded before the softmax; on a GPU it was not measured
+        self.shares = self.direct and model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        self.shares &= model.dtype.itemsize >= 4 and shared_from < inf
 
     def begin(self, prompts: Sequence[Ids], limit: int) -> Tensor:
         """Logits [S, V] after each prompt, to which `limit` tokens at most will be added."""
@@ -91,7 +98,7 @@ class Rows:
             return logits
         rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self.model.device)
         places = len(distinct) * int(rows.bincount().max())
-        if self.direct and self.seen >= self.shared_from and places <= EVEN * len(prompts):
+        if self.shares and self.seen >= self.shared_from and places <= EVEN * len(prompts):
             layers = [layer.leave() for layer in self.cache.layers]
             self.prompts = Prompts(layers, self.attention[:, : self.seen] > 0, torch.arange(len(distinct)).to(rows))
         self.keep(rows)
@@ -128,6 +135,7 @@ class Rows:
         if self.prompts is None:
             logits: Tensor = self.model(**told).logits
         else:
+            self.prompts.mask = told["attention_mask"]
             with attended(self.model):
                 logits = self.model(**told, prompts=self.prompts).logits
         return logits[:, -1].float()
@@ -150,6 +158,8 @@ def refusal(model: PreTrainedModel) -> str | None:
 
 def shared_from(model: PreTrainedModel) -> float:
     """The length from which on a model that `Rows` suits takes prompts that are kept once. It is tried, too."""
+    if not Rows(model, LONG).shares:
+        return inf
     try:
         return LONG if _same(model, 0) else inf
     except Exception as raised:  # as above
@@ -177,6 +187,7 @@ def _error(model: PreTrainedModel, shared_from: float) -> tuple[float, float]:
 
     rows, alive = Rows(model, shared_from), torch.arange(4)
     found = [rows.begin(prompts, more.shape[1])]
+    assert rows.shares == (rows.prompts is not None)
     for place in range(more.shape[1]):
         if place == 4:  # one leaves
             alive = torch.tensor([3, 1, 2])

@@ -194,7 +194,8 @@ class Generate:
     """The policy itself, `batch` prompts at a time: half as many where memory runs out.
 
     `autocast` is the dtype of the products inside the model, as where it is trained. `own` says whether sequences go
-    through it by `decoding.Rows`, which is tried out once; else `generate` does it. `shared_from` is for those rows.
+    through it by `decoding.Rows`, and `shared_from` how long prompts are that it keeps once: both are tried out before
+    the first draw. Else `generate` does it.
     """
 
     model: PreTrainedModel

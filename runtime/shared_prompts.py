@@ -19,43 +19,50 @@ from transformers import PreTrainedModel
 NAME = "shared-prompts"
 
 
+OPTIONS = frozenset({"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"})
+"""What attention may be told that changes nothing here, where a model's own would have one query and no dropout."""
+
+
 class Prompts:
     """Keys and values [P, heads, L, d] per layer, of prompts padded on the left, and the prompt `of` [S] sequences.
 
-    `shown` [P, L] says what is no padding. For the products with prompts, sequences stand in P rows of like length.
+    `shown` [P, L] says what is no padding. For the products with prompts, sequences stand in P rows of as many places
+    as the prompt with the most of them has: with `of` = 0, 1, 0 in rows (0, 2) and (1, –), so that `most` is 2, the
+    `place` of each sequence among the four 0, 2, 1, and the one `at` each place 0, 2, 1, 0.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], shown: Tensor, of: Tensor) -> None:
         self.layers = list(layers)
         self.bias = torch.zeros(shown.shape, dtype=layers[0][0].dtype, device=shown.device)
         self.bias = self.bias.masked_fill_(~shown, -torch.inf)[:, None, None]
-        self._deal(of)
+        self.mask: Tensor | None = None  # the one that the model is given, and must not change
+        self._set_out(of)
 
     def keep(self, rows: Tensor) -> None:
         """The sequences with these numbers remain, in this order, and the prompts of which some remain."""
         left, of = torch.unique(self.of[rows], return_inverse=True)
         if len(left) < len(self.bias):
-            self.layers = [(keys[left], values[left]) for keys, values in self.layers]
+            for number, (keys, values) in enumerate(self.layers):
+                self.layers[number] = (keys[left], values[left])
             self.bias = self.bias[left]
-        self._deal(of)
+        self._set_out(of)
 
-    def _deal(self, of: Tensor) -> None:
-        """`slot` [S] is a sequence's place among P · most, `row` [P · most] the sequence there, the first in gaps."""
+    def _set_out(self, of: Tensor) -> None:
         self.of, count = of, torch.bincount(of, minlength=len(self.bias))
         self.most, order = int(count.max()), of.argsort(stable=True)
         within = torch.arange(len(of), device=of.device) - (count.cumsum(0) - count)[of[order]]
-        self.slot = torch.empty_like(of)
-        self.slot[order] = of[order] * self.most + within
-        self.row = of.new_zeros(len(count) * self.most)
-        self.row[self.slot] = torch.arange(len(of), device=of.device)
+        self.place = torch.empty_like(of)
+        self.place[order] = of[order] * self.most + within
+        self.at = of.new_zeros(len(count) * self.most)  # gaps hold the first sequence, and are never read
+        self.at[self.place] = torch.arange(len(of), device=of.device)
 
     def together(self, own: Tensor) -> Tensor:
         """[S, heads, n, d] as [P, heads, most · n, d]."""
-        return torch.unflatten(own[self.row], 0, (-1, self.most)).transpose(1, 2).flatten(2, 3)
+        return torch.unflatten(own[self.at], 0, (-1, self.most)).transpose(1, 2).flatten(2, 3)
 
     def apart(self, found: Tensor) -> Tensor:
         """[P, heads, most · n, d] as [S, heads, n, d]."""
-        return torch.unflatten(found, 2, (self.most, -1)).transpose(1, 2).flatten(0, 1)[self.slot]
+        return torch.unflatten(found, 2, (self.most, -1)).transpose(1, 2).flatten(0, 1)[self.place]
 
 
 def _attention(
@@ -67,9 +74,15 @@ def _attention(
     *,
     prompts: Prompts,
     scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """[S, 1, heads, d] from queries [S, heads, 1, d], and keys and values [S, fewer heads, n, d] of what was drawn."""
+    """[S, 1, heads, d] from queries [S, heads, 1, d], and keys and values [S, fewer heads, n, d] of what was drawn.
+
+    ValueError where the model asks for more than that: a mask, window, cap or sink of its own.
+    """
+    more = [options[name] for name in options.keys() - OPTIONS]
+    if attention_mask is not prompts.mask or any(one is not None and one is not False for one in more):
+        raise ValueError("attention of a kind that takes no shared prompts")
     keys, values = prompts.layers[cast(int, module.layer_idx)]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     own = (query * scale).reshape(len(query), keys.shape[1], -1, query.shape[-1])  # heads that read the same keys

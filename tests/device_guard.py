@@ -182,7 +182,11 @@ def _listed(index: Any) -> Any:
     return torch.tensor(index, device=DEVICE) if isinstance(index, list) else index
 
 
-_CUDA_ONLY: dict[Any, Callable[..., Any]] = {aten.addmm.dtype_out: _addmm}
+_CUDA_ONLY: dict[Any, Callable[..., Any]] = {
+    getattr(aten.addmm, name): _addmm
+    for name in ("dtype_out",)
+    if hasattr(aten.addmm, name)  # newer builds of torch
+}
 
 
 def _interpreted(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

@@ -874,10 +874,17 @@ MUTANTS: tuple[Mutant, ...] = (
             SHARED,
         ),
         (
+            "cap_of_shared_prompts_forgotten",
+            "a model that asks its attention for more than softmax has its prompts kept once",
+            "attention_mask is not prompts.mask or any(",
+            "attention_mask is not prompts.mask and any(",
+            SHARED,
+        ),
+        (
             "heads_in_another_order",
             "of heads that read the same keys, each gets what another asked for",
-            "(own[self.row], 0, (-1, self.most)).transpose(1, 2).flatten(2, 3)",
-            "(own[self.row], 0, (-1, self.most)).permute(0, 2, 3, 1, 4).flatten(2, 3)",
+            "(own[self.at], 0, (-1, self.most)).transpose(1, 2).flatten(2, 3)",
+            "(own[self.at], 0, (-1, self.most)).permute(0, 2, 3, 1, 4).flatten(2, 3)",
             SHARED,
         ),
     ),
@@ -895,6 +902,15 @@ MUTANTS: tuple[Mutant, ...] = (
             "where products are of bf16, those of laid-out weights are not",
             "_works() and not torch.is_autocast_enabled",
             "_works() or torch.is_autocast_enabled",
+            PREPACKED,
+        ),
+        (
+            "packed_for_ever",
+            "layers keep a copy of their weight where a later one could not be made",
+            """layers:
+            layer.__dict__.pop("forward", None)""",
+            """layers[:2]:
+            layer.__dict__.pop("forward", None)""",
             PREPACKED,
         ),
     ),

@@ -82,7 +82,8 @@ def test_it_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model, said = tiny_model(), list[str]()
     assert shared_from(model) == LONG
     monkeypatch.setattr(Prompts, "apart", lambda self, found: found.flatten(0, 1)[: len(self.of)])
-    assert refusal(model) is None and shared_from(model) == inf
+    assert refusal(model) is None
+    assert shared_from(model) == inf
     generate = Generate(model, say=said.append)
     generate(PROMPTS, None, Sampling(ENDS, 2))
     assert generate.own and generate.shared_from == inf and not said
@@ -110,8 +111,32 @@ def test_the_models_own_attention_comes_back() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_in_half_precision_too() -> None:
-    model = tiny_model().to(torch.bfloat16)
-    assert shared_from(model) == LONG
-    found = Generate(model, own=True, shared_from=0)(PROMPTS, list(range(9)), Sampling(ENDS, 12))
-    assert all(one.ids for one in found)
+@pytest.mark.parametrize("kind", ["bf16", "autocast", "eager", "Mistral"])
+def test_where_it_is_not_done_the_length_is_infinite(kind: str) -> None:
+    """In half precision scores would be rounded before the softmax."""
+    model = made(kind, OTHERS[kind]) if kind in OTHERS else tiny_model()
+    if kind == "eager":
+        model.set_attn_implementation(kind)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        found = shared_from(model.to(torch.bfloat16) if kind == "bf16" else model)
+    assert found == inf
+
+
+@pytest.mark.parametrize("more", ["nothing", "a mask of the layer's own", "a cap"])
+def test_what_a_short_trial_may_not_show_is_refused(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window or a cap may matter only far from the beginning; so may the length that a model reads off its cache."""
+    model = tiny_model()
+    attention = type(model.model.layers[0].self_attn)
+    own = attention.forward
+
+    def forward(self: Any, hidden_states: Any, *, attention_mask: Any = None, **told: Any) -> Any:
+        if (cache := told["past_key_values"]) is not None:
+            assert told["position_ids"].max() < cache.get_seq_length(self.layer_idx) + hidden_states.shape[1]
+        if more == "a mask of the layer's own":
+            attention_mask = None if attention_mask is None else attention_mask.clone()
+        if more == "a cap":
+            told["cap"] = 1e9
+        return own(self, hidden_states, attention_mask=attention_mask, **told)
+
+    monkeypatch.setattr(attention, "forward", forward)
+    assert shared_from(model) == (LONG if more == "nothing" else inf)
