@@ -10,7 +10,7 @@ author wrote in an order of their own, and it has no sigmoid, which is known her
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sympy
 from sympy import Expr
@@ -45,7 +45,7 @@ def apply(function: str, *args: Expr) -> Expr:
         return args[1] if bool(args[0] != 0) == (function == "and") else args[0]
     if function in MIRRORED and args[1] == 0 and args[0].as_coeff_Mul()[0] < 0:
         return apply(MIRRORED[function], -args[0], args[1])
-    return named(function, *args)
+    return sympy.Function(function, real=True)(*args)
 
 
 def number(value: float) -> Expr:
@@ -53,20 +53,15 @@ def number(value: float) -> Expr:
     return sympy.Rational(repr(value))
 
 
-def named(word: str, *args: Expr) -> Expr:
-    """A function of that name, of which sympy knows that it is real."""
-    return sympy.Function(word, real=True)(*args)
-
-
 def _logistic(function: str, first: Expr, *others: Expr) -> Expr | None:
     if function == "divide" and others[0].is_Add and len(others[0].args) == 2 and first in others[0].args:
         above, below = _exponent(first), _exponent(others[0] - first)
-        return None if above is None or below is None else named("sigmoid", above - below)
+        return None if above is None or below is None else sympy.Function("sigmoid", real=True)(above - below)
     if function == "log" and str(first.func) == "sigmoid":
-        return named("logsigmoid", first.args[0])
+        return sympy.Function("logsigmoid", real=True)(first.args[0])
     if function == "log" and first.is_Add and len(first.args) == 2 and ONE in first.args:
         exponent = _exponent(first - 1)
-        return None if exponent is None else named("softplus", exponent)
+        return None if exponent is None else sympy.Function("softplus", real=True)(exponent)
     return None
 
 
@@ -80,4 +75,10 @@ def _chosen(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
         return then if condition != 0 else otherwise
     if (then, otherwise) == (1, 0) and str(condition.func) in {*DENIED, "not"}:
         return condition
-    return named("choose", condition, then, otherwise)
+    return sympy.Function("choose", real=True)(condition, then, otherwise)
+
+
+def shared(terms: Sequence[Expr]) -> Expr:
+    """The factors that all terms have; sympy's `gcd_terms` would take 0.03 out of 0.3 + 0.09 z, too."""
+    common = set.intersection(*(set(sympy.Mul.make_args(term)) for term in terms))
+    return sympy.Mul(*(factor for factor in common if not factor.is_number))

@@ -15,7 +15,7 @@ from grolang.language.functions import FUNCTIONS, LOGICAL
 from grolang.language.ir import MethodIR
 from grolang.language.scopes import Scope
 from grolang.laws.book import LABEL, LOGP, ONE, ZERO, A, Book, Z
-from grolang.laws.parts import Parts
+from grolang.laws.push import Parts
 from grolang.laws.question import DEFAULTS, Question
 from grolang.laws.spelling import spelled
 from grolang.laws.terms import Terms
@@ -174,8 +174,8 @@ def _inside(expr: Expr, book: Book) -> Expr | None:
 
 def _rewarded(advantage: Expr, book: Book) -> tuple[Expr | None, Expr]:
     """reward and baseline of an advantage that is their difference: a baseline is what other rewards make."""
-    others = {symbol for symbol, form in book.applied.items() if form.axis in ("group", "others", "batch")}
-    others |= {symbol for symbol, form in book.applied.items() if form.word == "greedy"}
+    axes = ("group", "others", "batch")
+    others = {symbol for symbol, form in book.applied.items() if form.axis in axes or form.word == "greedy"}
     others.add(Symbol("baseline", real=True))
     if not advantage.free_symbols & others:
         return advantage, ZERO

@@ -24,8 +24,10 @@ from grolang.laws.book import LENGTH, Book
 from grolang.laws.check import check_law
 from grolang.laws.claims import Verdict
 from grolang.laws.draft import Draft, Taken
-from grolang.laws.parts import Parts, parts
+from grolang.laws.parts import parts
+from grolang.laws.push import Parts
 from grolang.laws.question import Question
+from grolang.laws.spelling import added
 from grolang.laws.terms import NoForm
 
 
@@ -103,19 +105,13 @@ def _lifted(question: Question, method: MethodIR, source: Source, examples: int,
 
 
 def _draft(question: Question, method: MethodIR, book: Book, found: _Found, aggregate: str, curved: bool) -> Draft:
-    penalty = " ".join(_joined_text(row.text, first=place == 0) for place, row in enumerate(found.left))
+    penalty = added(row.text for row in found.left)
     remarks = tuple(f"`{_short(row.text)}` stays a penalty: {row.why}." for row in found.left)
     return Draft(question, method, book, found.parts, aggregate, penalty, remarks, curved)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 50 else text[:49] + "…"
-
-
-def _joined_text(text: str, *, first: bool) -> str:
-    if first:
-        return text
-    return f"- {text[1:]}" if text.startswith("-") else f"+ {text}"
 
 
 # --- which terms -----------------------------------------------------------------------------------------------
@@ -213,7 +209,7 @@ def _terms(expr: ir.Expr, sign: int, method: MethodIR, source: Source) -> Iterat
             yield from _terms(expr.arguments[1], -sign, method, source)
         case Call(function="negate"):
             yield from _terms(expr.arguments[0], -sign, method, source)
-        case Named() if isinstance(method.definitions[expr.name].body, Call) and expr.live and _is_sum(expr, method):
+        case Named() if expr.live and _is_sum(method.definitions[expr.name].body):
             yield from _terms(method.definitions[expr.name].body, sign, method, source)
         case _:
             text = source.quoted(expr.span)
@@ -222,9 +218,8 @@ def _terms(expr: ir.Expr, sign: int, method: MethodIR, source: Source) -> Iterat
             yield _Term(sign, expr, f"-{text}" if sign < 0 else text)
 
 
-def _is_sum(expr: Named, method: MethodIR) -> bool:
-    body = method.definitions[expr.name].body
-    return isinstance(body, Call) and body.function in ("add", "subtract", "negate")
+def _is_sum(expr: ir.Expr) -> bool:
+    return isinstance(expr, Call) and expr.function in ("add", "subtract", "negate")
 
 
 # --- aggregation -----------------------------------------------------------------------------------------------
@@ -284,17 +279,14 @@ def _aggregate(steps: tuple[ir.Step, ...], bodies: Sequence[ir.Expr], made: Part
         if made.averaged and words[0] == "sum over tokens":
             return ", ".join(["mean over tokens", *words[1:]]), made
         if made.averaged:
-            made = _times(made, 1 / LENGTH)
+            made = replace(made, credit=made.credit / LENGTH)
         return ", ".join(words), made
     if scope is Scope.SEQUENCE:
         return ", ".join([f"{first} over tokens", *words]), made
     if any(step.axis == "sequences" for step in steps):
-        return ", ".join([f"{first} over tokens", *words]), _times(made, book.symbol("group_size", Scope.GROUP))
+        made = replace(made, credit=made.credit * book.symbol("group_size", Scope.GROUP))
+        return ", ".join([f"{first} over tokens", *words]), made
     return ", ".join([f"{first} over tokens", "sum over group", *words]), made
-
-
-def _times(made: Parts, factor: sympy.Expr) -> Parts:
-    return replace(made, credit=made.credit * factor)
 
 
 def _words(steps: Sequence[ir.Step], scope: Scope) -> list[str]:

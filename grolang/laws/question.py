@@ -70,8 +70,8 @@ class Question:
 
 
 def mentioned(text: str) -> set[str]:
-    """The names in a text of the language."""
-    return {canonical(str(word)) for word in _words(text) if word.type == "NAME"}
+    """The words of a text: a definition may have a keyword's name, `loss`."""
+    return {canonical(str(word)) for word in _words(text)}
 
 
 def _words(text: str) -> list[Token]:

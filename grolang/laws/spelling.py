@@ -11,7 +11,7 @@ Sympy's printers are no help: they know no choices, sort by other rules, and wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -28,6 +28,12 @@ IF, OR, AND, NOT, COMPARE, SUM, PRODUCT, UNARY, POWER, ATOM = range(10)
 def spelled(expr: Expr, book: Book, names: Mapping[Expr, str] | None = None) -> str:
     """An expression in the language; what `names` knows is written by its name."""
     return _Speller(book, names or {}).text(expr)
+
+
+def added(texts: Iterable[str]) -> str:
+    """The sum of texts, of which some begin with a minus sign."""
+    whole = "".join(f" - {text[1:]}" if text.startswith("-") else f" + {text}" for text in texts)
+    return f"-{whole[3:]}" if whole.startswith(" - ") else whole[3:]
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,7 @@ class _Speller:
             return self._written(terms[0])
         signed = (_signed(term) for term in terms)
         rows = sorted((negative, self._rank(size), self.text(size, PRODUCT)) for negative, size in signed)
-        text = "".join(f" {'-' if negative else '+'} {word}" for negative, _, word in rows)
-        return text.removeprefix(" + ") if text.startswith(" + ") else f"-{text[3:]}", SUM
+        return added(f"-{word}" if negative else word for negative, _, word in rows), SUM
 
     def _gathered(self, expr: Expr) -> list[Expr]:
         """The terms of a sum, with the sums over tokens among them made one, and the means."""

@@ -157,13 +157,8 @@ def slope(expr: Expr, variable: Expr) -> Expr:
     if expr.is_Add:
         return sympy.Add(*(slope(term, variable) for term in expr.args))
     if expr.is_Mul:
-        factors = expr.args
-        return sympy.Add(
-            *(
-                sympy.Mul(*factors[:place], slope(factor, variable), *factors[place + 1 :])
-                for place, factor in enumerate(factors)
-            )
-        )
+        others = ((factor, (other for other in expr.args if other != factor)) for factor in expr.args)
+        return sympy.Add(*(sympy.Mul(slope(factor, variable), *rest) for factor, rest in others))
     for rule in RULES:
         if (found := rule(expr, variable)) is not None:
             return found
@@ -191,9 +186,7 @@ def _branches(expr: Expr, variable: Expr) -> Expr | None:
 
 def branched(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     """`then if condition else otherwise`, with what both branches share in front of it."""
-    rows = [set(sympy.Mul.make_args(branch)) for branch in (then, otherwise) if branch != 0]
-    shared = set.intersection(*rows) if rows else set()
-    front = sympy.Mul(*(factor for factor in shared if not factor.is_number))
+    front = algebra.shared([branch for branch in (then, otherwise) if branch != 0] or [ONE])
     return front * algebra.apply("choose", condition, then / front, otherwise / front)
 
 

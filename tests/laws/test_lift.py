@@ -139,6 +139,7 @@ def test_what_has_no_such_form_is_a_penalty_and_it_says_so(name: str, penalty: s
 
 RATIO = "ratio = exp(logp - logp_old)"
 PAIR = "m = sum(logp - logp_ref over tokens)"
+BATCH = {"aggregate": "mean over batch"}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +214,28 @@ PAIR = "m = sum(logp - logp_ref over tokens)"
                 "aggregate = sum over tokens, sum over sequences",
             ],
         ),
+        (  # what the label decides is decided for each response
+            "-logsigmoid(m) if label > 0 and length < 9 else -logsigmoid(-m)",
+            {"lets": [PAIR], "data": "preference"},
+            ["omega(z) = -(-sigmoid(-z) if length < 9 else sigmoid(z)) if label > 0 else sigmoid(z)"],
+        ),
+        (
+            "-logp * (label / 3 if label > 0 and not length > 3 else 0)",
+            {"data": "unpaired", "aggregate": "mean over batch"},
+            ["reward = label / 3 if label > 0 and not length > 3 else 0"],
+        ),
+        ("-logp / 3", {"aggregate": "mean over batch"}, ["reward = 1 / 3"]),
+        (
+            "-logsigmoid(label * (sum(logp over tokens) - s / length))",
+            {"scores": ["s"], "data": "unpaired"},
+            ["measure = sum(logp over tokens)", "anchor = s / length", "alpha = label", "omega(z) = sigmoid(-z)"],
+        ),
+        ("-(chosen(m) + rejected(m))", {"lets": [PAIR]}, ["reward = 1", "aggregate = sum over tokens"]),
+        (  # a sum by name is cut into its terms, and one may be called as a keyword is
+            "loss - nll",
+            {"lets": ["loss = logp ^ 2 - logp * s", "nll = logp * label"], "scores": ["s"], **BATCH},
+            ["loss = logp ^ 2 - logp * s", "anchor = label / 2 + s / 2", "omega(z) = -2 * z"],
+        ),
     ],
 )
 def test_a_typed_loss_lifts_to_what_an_author_would_write(
@@ -232,8 +255,21 @@ def test_a_typed_loss_lifts_to_what_an_author_would_write(
         ("sum(logp over tokens) * std(m over batch)", {"lets": [PAIR]}, "over batch"),
         ("-sum(min(exp(logp - logp_old), 2) * logp over tokens)", {}, "from two anchors"),
         ("(sum(logp over tokens) - r) ^ 2 * exp(-sum(position * logp over tokens))", {"scores": ["r"]}, "in two ways"),
-        ("-exp(logp) * sum(logp over tokens) ^ 2", {"aggregate": "mean over batch"}, "in two ways"),
-        ("sg(logp)", {"aggregate": "mean over batch"}, ""),
+        ("-exp(logp) * sum(logp over tokens) ^ 2", BATCH, "sums the log-probs of a completion in two ways"),
+        ("sum(exp(logp - sum(logp over tokens)) over tokens)", {}, "a sum over tokens stands within another"),
+        (
+            "-logsigmoid(chosen(m) - rejected(m))",
+            {"lets": ["m = exp(mean(logp over tokens)) + sum(position * logp over tokens)"]},
+            "sums the log-probs of a completion in two ways",
+        ),
+        (
+            "-logsigmoid(chosen(m) - rejected(m))",
+            {"lets": ["m = exp(sum(exp(logp) over tokens))"]},
+            "looks at the log-probs of a token in two ways",
+        ),
+        ("logsigmoid(s * logp) * exp(label * logp)", {"scores": ["s"], **BATCH}, "scales one distance in two ways"),
+        ("(logp - sg(logp)) ^ 0.5", BATCH, "divides by 0"),
+        ("sg(logp)", BATCH, ""),
     ],
 )
 def test_a_loss_without_the_form_is_its_own_penalty_and_says_why(
