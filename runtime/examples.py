@@ -69,9 +69,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Text to ids. Prompt and completion apart, the end-of-sequence token after every completion."""
+    """Text to ids. Prompt and completion apart, the end-of-sequence token after every completion.
+
+    What a chat template writes after that token, often a line end, is left out: no policy draws it. `whole` keeps it,
+    as reward models have been trained on it, wherever they were.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    whole: bool = False
 
     @property
     def end(self) -> int:
@@ -92,17 +97,18 @@ class Encoder:
         """Ids of the completions of these prompts, with the end token; no special token is added before."""
         if len({is_conversation(value) for value in values}) > 1:
             return [self.completions([prompt], [value])[0] for prompt, value in zip(prompts, values, strict=True)]
-        texts = values
+        texts, anywhere = values, self.whole and is_conversation(values[0])
         if is_conversation(values[0]):
             texts = [self._answer(prompt, value) for prompt, value in zip(prompts, values, strict=True)]
-        return [ids if ids[-1:] == [self.end] else [*ids, self.end] for ids in self._ids(texts, special=False)]
+        every = self._ids(texts, special=False)
+        return [ids if self.end in (ids if anywhere else ids[-1:]) else [*ids, self.end] for ids in every]
 
     def _ids(self, texts: Sequence[str], *, special: bool) -> list[Ids]:
         found: list[Ids] = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]
         return found
 
     def _answer(self, prompt: list[Record], completion: list[Record]) -> str:
-        """What the template writes for the completion after the prompt, up to its end token."""
+        """What the template writes for the completion after the prompt, up to its end token unless all is wanted."""
         before = self._template(prompt, answer=True)
         whole = self._template([*prompt, *completion], answer=False)
         if not whole.startswith(before):
@@ -110,6 +116,8 @@ class Encoder:
                 "the tokenizer's chat template changes the prompt when an answer follows it",
                 help="give plain texts in the columns, or a chat template that only appends",
             )
+        if self.whole:
+            return whole[len(before) :]
         text, mark = whole[len(before) :].rstrip(), str(self.tokenizer.eos_token)
         return text.removesuffix(mark) + mark if text.endswith(mark) else text
 

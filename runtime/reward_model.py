@@ -18,8 +18,9 @@ BATCH = 16  # sequences that pass through at once
 class RewardModel:
     """r(x, y) of prompts and completions, in float32, through the model's own tokenizer and chat template.
 
-    A sequence is what `grolang reward train` trains on: prompt, completion, end token. One that is longer than the
-    model's window loses the beginning of its prompt; that is said once, with how many did.
+    A sequence is what `grolang reward train` and TRL train on: prompt, completion, end token, and what the template
+    writes after it. One that is longer than the model's window loses the beginning of its prompt; that is said once,
+    with how many did.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class RewardModel:
         check_folder(path, "--score")
         self.path, self.say, self.said = path, say, False
         self.model = load_classifier(path, device, trust_remote_code=trust_remote_code).requires_grad_(False)
-        self.encoder = Encoder(load_tokenizer(path, trust_remote_code=trust_remote_code))
+        self.encoder = Encoder(load_tokenizer(path, trust_remote_code=trust_remote_code), whole=True)
         self.model.config.pad_token_id = pad_of(self.encoder)
         self.window = window(self.model)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,7 +70,7 @@ def train(settings: RunSettings, console: Console) -> Outcome:
         raise GroError.plain(message, help="leave out --use_deepspeed or --use_fsdp: each process holds all of it")
     set_seed(settings.seed)
     chosen(settings.track)
-    encoder = open_encoder(settings)
+    encoder = replace(open_encoder(settings), whole=True)
     trust = settings.trust_remote_code
     model = load_classifier(settings.model_path, accelerator.device, fresh=True, trust_remote_code=trust)
     model.config.pad_token_id = pad_of(encoder)

@@ -37,6 +37,13 @@ _GRPO = (
     ),
     _row('GRPOConfig(loss_type="grpo", scale_rewards="none")', "grpo beta=0", "advantage = reward - baseline"),
     _row(
+        "GRPOConfig(beta=0.04)",
+        "dapo epsilon=0.2 epsilon_high=0.2",
+        _STD,
+        "penalty = 0.04 * (exp(logp_ref - logp_old) - exp(logp - logp_old) * (logp_ref - logp + 1))",
+        trap="the KL is multiplied by the ratio, which is differentiated too",
+    ),
+    _row(
         'GRPOConfig(loss_type="grpo", scale_rewards="batch")',
         "grpo beta=0",
         "advantage = (reward - baseline) / (sample_std(reward over batch) + 0.0001)",

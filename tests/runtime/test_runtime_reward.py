@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Write, lines, rows_of, tokenizer
+from conftest import TEMPLATE, Write, lines, rows_of, tokenizer
 from rich.console import Console
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from grolang import GroError
 from grolang.cli import main
+from grolang.runtime.examples import Encoder
 from grolang.runtime.reward_training import Outcome
 from grolang.runtime.reward_training import start as start_reward
 
@@ -166,3 +167,16 @@ def test_all_three_stages_of_the_papers_pipeline(tmp_path: Path, capsys: pytest.
     assert re.search(r"reward model +2/2 +finished +rewards/accuracies +\S+ → \S+", listed["reward"])
     assert main(["report", reward]) == main(["compare", rl, reward]) == 2
     assert "holds a reward model" in capsys.readouterr().err
+
+
+def test_a_reward_model_reads_what_the_template_writes_after_the_end(tmp_path: Path) -> None:
+    """As TRL's reward models, and those of model cards, are trained; a policy never draws it."""
+    told = tokenizer(TEMPLATE.replace("|end|{% endif %}", "|end|\n{% endif %}"))
+    prompt, answer = [{"role": "user", "content": "1+1="}], [{"role": "assistant", "content": "2"}]
+    written = told.apply_chat_template([*prompt, *answer], tokenize=False)
+    assert written.endswith("2|end|\n")
+    drawn, read = (Encoder(told, whole=whole) for whole in (False, True))
+    (head,) = read.prompts([prompt])
+    assert told.decode(head + read.completions([prompt], [answer])[0]) == written
+    assert told.decode(drawn.completions([prompt], [answer])[0]) == "2|end|"
+    assert all(told.decode(one.completions(["a"], ["b"])[0]) == "b|end|" for one in (drawn, read))
