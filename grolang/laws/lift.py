@@ -121,9 +121,8 @@ def _candidates(law: Law, method: MethodIR, source: Source) -> Iterator[tuple[_F
     """Ways to cut the loss, the best first: all of it, its best terms, and at last none."""
     assert law.body is not None
     terms = [term for term in _terms(law.body, 1, method, source) if term.body.live]
-    steps = law.steps
     try:
-        bodies, steps = _unwrapped(terms, steps, method)
+        bodies, steps = _unwrapped(terms, law.steps, method)
     except NoForm as why:
         yield from _none(terms, law, str(why))
         return
@@ -133,15 +132,9 @@ def _candidates(law: Law, method: MethodIR, source: Source) -> Iterator[tuple[_F
         for chosen in (range(len(terms)), trials.best(plain)):
             made = trials(tuple(chosen))
             if isinstance(made, Parts) and (made.plain or not plain):
-                try:
-                    aggregate, made = _aggregate(steps, bodies, made, book)
-                except NoForm:
-                    continue
-                left = tuple(
-                    Left(term.text, trials.why(tuple(chosen), place))
-                    for place, term in enumerate(terms)
-                    if place not in chosen
-                )
+                aggregate, made = _aggregate(steps, bodies, made, book)
+                others = [place for place in range(len(terms)) if place not in chosen]
+                left = tuple(Left(terms[place].text, trials.why(tuple(chosen), place)) for place in others)
                 yield _Found(made, left), book, aggregate
     reason = trials(tuple(range(len(terms))))
     yield from _none(terms, law, reason if isinstance(reason, str) else "the two responses of a pair differ in it")
@@ -271,22 +264,19 @@ def _pulled(expr: ir.Expr, method: MethodIR) -> tuple[str, str, ir.Expr] | None:
 def _aggregate(steps: tuple[ir.Step, ...], bodies: Sequence[ir.Expr], made: Parts, book: Book) -> tuple[str, Parts]:
     """The steps of a file whose coefficients are those of the loss, and the parts that go with them."""
     scope = max(body.scope for body in bodies)
-    if scope <= Scope.BATCH:
-        raise NoForm("it is one number of the batch")
     words = _words(steps, scope)
-    first = "mean" if made.averaged else "sum"
+    first = "mean over tokens" if made.averaged else "sum over tokens"
     if scope is Scope.TOKEN:
         if made.averaged and words[0] == "sum over tokens":
-            return ", ".join(["mean over tokens", *words[1:]]), made
-        if made.averaged:
+            words[0] = first
+        elif made.averaged:
             made = replace(made, credit=made.credit / LENGTH)
         return ", ".join(words), made
-    if scope is Scope.SEQUENCE:
-        return ", ".join([f"{first} over tokens", *words]), made
-    if any(step.axis == "sequences" for step in steps):
+    if scope is not Scope.SEQUENCE and any(step.axis == "sequences" for step in steps):
         made = replace(made, credit=made.credit * book.symbol("group_size", Scope.GROUP))
-        return ", ".join([f"{first} over tokens", *words]), made
-    return ", ".join([f"{first} over tokens", "sum over group", *words]), made
+    elif scope is not Scope.SEQUENCE:
+        words.insert(0, "sum over group")
+    return ", ".join([first, *words]), made
 
 
 def _words(steps: Sequence[ir.Step], scope: Scope) -> list[str]:

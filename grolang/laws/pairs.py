@@ -16,15 +16,14 @@ import sympy
 from sympy import Expr
 
 from grolang.laws import algebra
-from grolang.laws.book import LABEL, TOTAL, ZERO, Book, Z
+from grolang.laws.book import LABEL, ONE, TOTAL, ZERO, Book, Z
 from grolang.laws.push import Parts
 from grolang.laws.terms import NoForm, affine
 
 
 def joined(chosen: Parts, rejected: Parts, book: Book) -> Parts:
     """Both rows as one: the same omega for both, or with the label's sign, or one for each."""
-    chosen = _filled(chosen, rejected)
-    rejected = _filled(rejected, chosen)
+    chosen, rejected = _filled(chosen, rejected), _filled(rejected, chosen)
     _unless_apart(chosen, rejected, book)
     mirrored = rejected.omega.xreplace({Z: -Z})
     for alpha, other in ((chosen.alpha * LABEL, mirrored), (chosen.alpha, rejected.omega)):
@@ -54,11 +53,10 @@ def _unless_apart(chosen: Parts, rejected: Parts, book: Book) -> None:
 
 def _one_each(chosen: Parts, rejected: Parts) -> Parts:
     """A choice by the label: between two omegas, with the label as advantage, or between two advantages."""
-    positive = algebra.apply("greater", LABEL, ZERO)
-    if not (chosen.contrasts or rejected.contrasts):
-        return replace(chosen, omega=algebra.apply("choose", positive, chosen.omega, rejected.omega), plain=False)
-    omega = algebra.apply("choose", positive, chosen.omega, -rejected.omega)
-    return replace(chosen, omega=omega, advantage=LABEL, plain=False)
+    contrasts = chosen.contrasts or rejected.contrasts
+    other = -rejected.omega if contrasts else rejected.omega
+    omega = algebra.apply("choose", algebra.apply("greater", LABEL, ZERO), chosen.omega, other)
+    return replace(chosen, omega=omega, advantage=LABEL if contrasts else ONE, plain=False)
 
 
 def _same(left: Expr, right: Expr) -> bool:

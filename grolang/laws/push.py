@@ -63,7 +63,7 @@ def pushed(loss: Expr, book: Book, measure: Expr | None = None) -> Parts:
     if len(movers) > 1:
         raise NoForm(_TWO_WAYS)
     own, anchor, alpha = LOGP, ZERO, ONE
-    for mover in movers:
+    for mover in movers:  # the one, or none
         distance, alpha, omega = _contrast(omega, mover, book)
         own, anchor = _sides(distance, mover, book)
     omega, divided = _without_length(omega)

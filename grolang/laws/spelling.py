@@ -69,8 +69,6 @@ class _Speller:
         inner = ", ".join(self.text(argument) for argument in found.arguments)
         return f"{found.word}({inner} over {found.axis})" if found.axis else f"{found.word}({inner})"
 
-    # --- sums ------------------------------------------------------------------------------------------------------
-
     def _sum(self, expr: Expr) -> tuple[str, int]:
         terms = self._gathered(expr)
         if len(terms) == 1:
@@ -100,8 +98,6 @@ class _Speller:
         found = self.book.applied.get(expr)
         return found.arguments[0] if found and (found.word, found.axis) == ("sum", "tokens") else None
 
-    # --- products --------------------------------------------------------------------------------------------------
-
     def _product(self, expr: Expr) -> tuple[str, int]:
         negative, size = _signed(expr)
         number, rest = size.as_coeff_Mul()
@@ -109,8 +105,8 @@ class _Speller:
         factors, under = self._averaged(list(sympy.Mul.make_args(over)), under)
         words = sorted((self._rank(factor), self.text(factor, POWER)) for factor in factors if factor != 1)
         above = [word for _, word in words]
-        if number.q > 9 and _decimal(number):
-            above.insert(0, _number(number)[0])
+        if number.q > 9 and (decimal := _decimal(number)):
+            above.insert(0, decimal)
         else:
             above, under = ([str(number.p)] if number.p > 1 else []) + above, number.q * under
         text = ("-" if negative else "") + " * ".join(above or ["1"])
@@ -133,8 +129,6 @@ class _Speller:
         if expr.is_number or part.is_Symbol:
             return 0 if expr.is_number else 1 if self.book.scope(part) is Scope.CONST else 2
         return 2 if part.is_Pow else 3 if part.is_Mul else 4
-
-    # --- functions -------------------------------------------------------------------------------------------------
 
     def _function(self, word: str, args: tuple[Expr, ...]) -> tuple[str, int]:
         if word in DENIED:
@@ -160,15 +154,14 @@ class _Speller:
 
 
 def _number(value: sympy.Rational) -> tuple[str, int]:
-    if not _decimal(value):
-        return f"{value.p} / {value.q}", PRODUCT
+    text = _decimal(value)
+    return (text, UNARY if value < 0 else ATOM) if text else (f"{value.p} / {value.q}", PRODUCT)
+
+
+def _decimal(value: sympy.Rational) -> str:
+    """A number without a division, or nothing where it has no such text."""
     text = str(value) if value.is_Integer else repr(float(value)).replace("e-0", "e-")
-    return text, UNARY if value < 0 else ATOM
-
-
-def _decimal(value: sympy.Rational) -> bool:
-    """Whether a number has a decimal that is no other number."""
-    return bool(value.is_Integer or sympy.Rational(repr(float(value))) == value)
+    return text if sympy.Rational(text) == value else ""
 
 
 def _signed(term: Expr) -> tuple[bool, Expr]:

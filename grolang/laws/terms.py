@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import sympy
 from sympy import Expr
@@ -21,6 +22,7 @@ class NoForm(Exception):
     """A loss, or a part of it, is not of the estimator's form; the text says why."""
 
 
+@dataclass(frozen=True)
 class Terms:
     """Reads a method's expressions for one row.
 
@@ -29,11 +31,10 @@ class Terms:
     its name. Within `stopped` no gradient is asked for, so every reduction can stand there.
     """
 
-    def __init__(self, method: MethodIR, book: Book, row: int = 0, *, stopped: bool = False) -> None:
-        self.method = method
-        self.book = book
-        self.row = row
-        self.stopped = stopped
+    method: MethodIR
+    book: Book
+    row: int = 0
+    stopped: bool = False
 
     def __call__(self, expr: ir.Expr) -> Expr:
         match expr:
@@ -65,13 +66,12 @@ class Terms:
     def _call(self, expr: Call) -> Expr:
         match expr.function:
             case "sg":
-                inner = Terms(self.method, self.book, self.row, stopped=True)(expr.arguments[0])
-                return STOPPED(inner)
+                return STOPPED(replace(self, stopped=True)(expr.arguments[0]))
             case "opposite":
-                return self.book.away(Terms(self.method, self.book, -self.row, stopped=self.stopped)(expr.arguments[0]))
+                return self.book.away(replace(self, row=-self.row)(expr.arguments[0]))
             case "chosen" | "rejected" if self.row:
                 own = 1 if expr.function == "chosen" else -1
-                there = Terms(self.method, self.book, own, stopped=self.stopped)(expr.arguments[0])
+                there = replace(self, row=own)(expr.arguments[0])
                 return there if own == self.row else self.book.away(there)
             case function if function in FUNCTIONS:
                 made = algebra.apply(function, *(self(argument) for argument in expr.arguments))
@@ -86,7 +86,7 @@ class Terms:
         if expr.live and not self.stopped:
             where = f"`{word}(… over {axis})`" if axis else f"`{word}(…)`"
             raise NoForm(f"a gradient flows through {where}, so that a token moves what other tokens are pushed by")
-        inner = Terms(self.method, self.book, stopped=True)
+        inner = replace(self, row=0, stopped=True)
         return self.book.form(word, axis, tuple(inner(argument) for argument in arguments), expr.scope)
 
     def _over_tokens(self, expr: Reduce) -> Expr:

@@ -269,6 +269,7 @@ def test_a_typed_loss_lifts_to_what_an_author_would_write(
         ),
         ("logsigmoid(s * logp) * exp(label * logp)", {"scores": ["s"], **BATCH}, "scales one distance in two ways"),
         ("(logp - sg(logp)) ^ 0.5", BATCH, "divides by 0"),
+        ("mean(logp over batch) + mean(m over batch)", {"lets": [PAIR]}, "its terms are averaged in different ways"),
         ("sg(logp)", BATCH, ""),
     ],
 )
