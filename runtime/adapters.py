@@ -78,7 +78,8 @@ def add_lora(model: PreTrainedModel, path: str, settings: RunSettings) -> None:
         except ValueError as error:
             linear = sorted({name.rpartition(".")[2] for name, one in model.named_modules() if type(one) is nn.Linear})
             names = ", ".join(linear)
-            raise GroError.plain(f"--lora-targets: {error}", help=f"the linear maps are {names}") from None
+            mend = f"the linear maps are {names}; repeat the flag for several, leave it out for all but the head"
+            raise GroError.plain(f"--lora-targets: {error}", help=mend) from None
     if isinstance(cast(Any, model).get_output_embeddings(), BaseTunerLayer):
         raise GroError.plain("--lora-targets names the head, which stays as it is", help="leave it out")
     for layer in model.modules():

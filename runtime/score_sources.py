@@ -40,7 +40,11 @@ class Sources:
         for name in given:
             if name not in wanted:
                 known = ", ".join(f"`{score}`" for score in wanted) or "none"
-                raise GroError.plain(f"--score {name}: the method has no score of that name; it has {known}")
+                mend = f"declare it in the method: `score {name}`, and a reward that reads it"
+                if wanted:
+                    mend = f"write --score {next(iter(wanted))}={given[name]}, or {mend}"
+                message = f"--score {name}: the method has no score of that name; it has {known}"
+                raise GroError.plain(message, help=mend)
         found = []
         for name, default in wanted.items():
             if name not in given and not drawn and name in columns:

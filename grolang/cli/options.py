@@ -24,7 +24,8 @@ def assignments(items: list[str] | None, flag: str) -> dict[str, str]:
     for item in items or ():
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
-            raise GroError.plain(f"{flag} {item}: expected NAME=VALUE", help=f"write {flag} NAME=VALUE")
+            edit = f"{flag} NAME={item}" if not equals and item[:1].isalpha() and set(item) & set("./:") else ""
+            raise GroError.plain(f"{flag} {item}: expected NAME=VALUE", help=f"write {edit or f'{flag} NAME=VALUE'}")
         found[name] = value
     return found
 

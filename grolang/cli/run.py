@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from grolang.cli.elsewhere import Command as Command
 from grolang.cli.options import assignments, numbers
 from grolang.runtime.settings import PANELS, RunSettings, flag
 

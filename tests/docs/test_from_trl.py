@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 
 import grolang
+from grolang.cli.elsewhere import ELSEWHERE
 from grolang.language import library
 from grolang.runtime.settings import RunSettings
 
@@ -71,3 +72,10 @@ def test_trainers_and_losses_of_trl_are_trls() -> None:
     default = {field.name: field.default for field in dataclasses.fields(trl.GRPOConfig)}
     assert default["beta"] == 0 and default["loss_type"] == "dapo" and default["epsilon"] == 0.2
     assert grolang.load("grpo").params["beta"] == 0.04 and grolang.load("robust_dpo").params["beta"] == 0.01
+
+
+def test_flags_that_are_trls_are_answered_with_ours() -> None:
+    known = {name.replace("_", "-") for name in RunSettings.model_fields} | {"set", "score", "data"}
+    for there, here in ELSEWHERE.items():
+        assert there.replace("_", "-") not in known, there
+        assert set(re.findall(r"--([a-z-]+)", here)) <= known, here

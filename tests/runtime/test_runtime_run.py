@@ -278,7 +278,10 @@ def test_resolved_settings_repeat_the_run(tiny: str, tmp_path: Path, write: Writ
         ({"model": "nowhere/at all"}, "there is no folder nowhere/at all\n help: check the path that --model gives"),
         ({"model": __file__}, "test_runtime_run.py is a file"),
         ({"method": "rloo", "group": 1}, "error[E903]: a group of one: `rloo` reduces `over others`"),
-        ({"score": {"x": "length"}}, "the method has no score of that name"),
+        (
+            {"score": {"x": "length"}},
+            "the method has no score of that name; it has `correct`\n help: write --score correct=",
+        ),
         ({"max_completion": 62}, "the model's window is 64"),
         ({"resume": True}, "holds no run to resume"),
     ],
@@ -531,6 +534,9 @@ def test_the_command_line_end_to_end(
     ("words", "code", "said"),
     [
         (["--set", "beta"], 1, "--set beta: expected NAME=VALUE"),
+        (["--score", "rewards.py:right"], 1, "help: write --score NAME=rewards.py:right"),
+        (["--learning-rate", "1e-6"], 2, "No such option: --learning-rate. Write --lr."),
+        (["--beta=0.1"], 2, "No such option: --beta. Write --set beta=…."),
         (["--set", "beta=much"], 1, "`much` is not a number"),
         (["--set", "beta=-1"], 1, "beta"),
         (["--steps", "0"], 1, "--steps 0: input should be greater than or equal to 1"),
