@@ -14,7 +14,7 @@ from grolang.explain.document import Code, Inline, Words, listed
 from grolang.explain.printer import Printer
 from grolang.language.diagnostics import Diagnostic
 from grolang.language.facts import Facts
-from grolang.language.ir import Argument, FunctionDefinition, Law, MethodIR, constant
+from grolang.language.ir import Argument, Expr, FunctionDefinition, Law, MethodIR, Reduce, constant, nodes
 
 _MOVES = {"+": "rising", "-": "falling", "=": "constant"}
 
@@ -35,14 +35,24 @@ def bias(method: MethodIR, findings: Iterable[Diagnostic]) -> Bias:
     told = "; ".join(finding.message for finding in findings if finding.code == "W702")
     if told:
         return Bias("biased", tuple(_quoted(f"{told[0].upper()}{told[1:]}.")))
+    reward = method.definitions.get("reward")
+    shared = () if reward is None else (node for node in nodes(reward.body, method.definitions) if _shared(node))
+    if any(shared):
+        why = "The other completions have a say in the reward of each: there is no expected reward of one"
+        return Bias("–", (f"{why} that it could be unbiased for.",))
     laws = [law.name for law in method.laws.values() if law.claim == "unbiased"]
     if laws:
         command = Code(f"grolang test {method.name}")
         return Bias("unbiased", ("Unbiased: its law ", Code(laws[0]), " says so, and ", command, " tries it."))
-    reward = "The baseline does not see the sample's own reward, which keeps an estimate unbiased (Eq. 7)"
+    clean = "The baseline does not see the sample's own reward, which keeps an estimate unbiased (Eq. 7)"
     if _plain(method):
-        return Bias("unbiased", (f"{reward}, and nothing else weighs the advantage.",))
-    return Bias("weighted", (f"{reward}; but ω, υ, the credit, the aggregation or the penalty weigh it.",))
+        return Bias("unbiased", (f"{clean}, and nothing else weighs the advantage.",))
+    return Bias("weighted", (f"{clean}; but ω, υ, the credit, the aggregation or the penalty weigh it.",))
+
+
+def _shared(node: Expr) -> bool:
+    """Whether more than one completion has a say in this value."""
+    return isinstance(node, Reduce) and node.axis != "tokens"
 
 
 def _plain(method: MethodIR) -> bool:

@@ -65,11 +65,19 @@ def bias(method: Method, seed: int = 0) -> Bias:
     greedy = int(totals.argmax())
     chances = totals.detach().exp()
     expected = torch.zeros_like(logits)
-    rewards = torch.zeros(len(COMPLETIONS), dtype=torch.float64)
+    rewards = torch.full((len(COMPLETIONS),), torch.nan, dtype=torch.float64)
     for drawn in product(range(len(COMPLETIONS)), repeat=GROUP):
         batch = _batch(policy.detach(), reference, scores, drawn, greedy)
         run = Run(method.program, batch, method.name)
-        rewards[list(drawn)] = run.per_slot("reward")[:, 0]
+        found, places = run.per_slot("reward")[:, 0], list(drawn)
+        known = rewards[places].where(~rewards[places].isnan(), found)
+        if not torch.allclose(known, found, rtol=1e-9, atol=1e-9, equal_nan=True):
+            help = (
+                "give a reward of the completion alone; what compares it with others is a `baseline` or an `advantage`"
+            )
+            message = f"the reward of `{method.name}` depends on the other completions of its group"
+            raise GroError.plain(message, help=help)
+        rewards[places] = found
         now = torch.stack([_padded(_logps(policy, COMPLETIONS[index])) for index in drawn])
         (gradient,) = torch.autograd.grad((run.per_slot("coefficient") * now).sum(), logits, retain_graph=True)
         expected += chances[list(drawn)].prod() * gradient

@@ -95,6 +95,12 @@ def test_no_law_of_unbiasedness_contradicts_the_page(name: str) -> None:
         assert measured(grolang.load(name), 0).unbiased
 
 
+def test_a_reward_that_others_decide_has_no_word_for_its_bias() -> None:
+    lines = "method m\ndata prompts\nscore r\nreward = r - mean(r over others)\n"
+    found = check(Source("m.gro", lines))
+    assert bias(found.unwrap(), found.findings).word == "–"
+
+
 def test_a_weight_by_length_is_no_unbiased_estimate() -> None:
     lines = (
         "method m\ndata prompts\nscore correct\nreward = correct\naggregate = mean over tokens, mean over sequences\n"

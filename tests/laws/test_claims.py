@@ -89,3 +89,10 @@ def test_a_law_that_only_groups_of_the_files_own_size_keep_says_so() -> None:
     assert verdict(pair).note.startswith("with groups of 2, as in `group 2`, it held on 20 batches")
     assert verdict(pair.replace("group 2", "group 3", 1)).note == ""
     assert verdict(pair.replace("(2 * r", "(3 * r")).note == ""
+
+
+def test_a_reward_that_others_decide_is_none_to_be_unbiased_for() -> None:
+    lines = HEAD.replace("reward = r", "reward = r - mean(r over others)") + "law l: unbiased\n"
+    method = from_source(Source("m.gro", lines))
+    assert "depends on the other completions" in check_law(method.ir.laws["l"], method).error
+    assert verdict("law l: unbiased").good

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 import grolang
 from grolang.testing import assert_gradient
@@ -78,9 +79,76 @@ def distill(batch: grolang.Batch) -> Tensor:
     return -(ratio * (batch.logp_ref - batch.logp_old) * batch.logp)[batch.mask].mean()
 
 
+def lipo(batch: grolang.Batch) -> Tensor:
+    """Liu et al. (2024), LiPO-λ: Σ_{ψ_i > ψ_j} Δ_ij · −log σ(s_i − s_j), ranks from the policy's scores s."""
+    assert batch.group is not None
+    psi, score = batch.scores["correct"], 0.1 * (sums(batch) - sums(batch, "logp_ref"))
+    total, groups = score.sum() * 0, torch.unique(batch.group).tolist()
+    for group in groups:
+        rows = [row for row in range(len(psi)) if batch.group[row] == group]
+        place = {
+            row: 1 + sum((score[other], psi[other]) > (score[row], psi[row]) for other in rows if other != row)
+            for row in rows
+        }
+        for i in rows:
+            for j in rows:
+                if psi[i] > psi[j]:
+                    swapped = abs(1 / math.log(1 + place[i]) - 1 / math.log(1 + place[j]))
+                    total = total - (2 ** psi[i] - 2 ** psi[j]) * swapped * logsigmoid(score[i] - score[j])
+    return total / len(groups)
+
+
+def luffy(batch: grolang.Batch) -> Tensor:
+    """Yan et al. (2025): f(π) · A for a demonstration's tokens, f(x) = x / (x + 0.1); PPO's clip for the others."""
+    assert batch.logp is not None and batch.group is not None and batch.demonstration is not None
+    given = batch.demonstration > 0
+    reward = torch.where(given, 1, batch.scores["correct"])
+    total, groups = batch.logp.sum() * 0, torch.unique(batch.group).tolist()
+    for group in groups:
+        own = batch.group == group
+        advantage = (reward - reward[own].mean()) * own
+        shaped = batch.logp.exp() / (batch.logp.exp() + 0.1) * advantage[:, None]
+        gain = torch.where(given[:, None], shaped, surrogate(batch, advantage, 0.2, 0.2))
+        total = total - gain[batch.mask & own[:, None]].mean()
+    return total / len(groups)
+
+
+def chi_po(batch: grolang.Batch) -> Tensor:
+    """Huang et al. (2024), Algorithm 1: −log σ(clip(β φ(chosen) − β φ(rejected))), φ = e^u + u of the log-ratio u."""
+    assert batch.label is not None and batch.group is not None
+    u = sums(batch) - sums(batch, "logp_ref")
+    link = 0.05 * (torch.exp(u.clamp(-88, 20)) + u)
+    chosen, rejected = (
+        torch.stack(
+            [link[(batch.group == group) & (batch.label == side)].squeeze() for group in torch.unique(batch.group)]
+        )
+        for side in (1, -1)
+    )
+    return -logsigmoid((chosen - rejected).clamp(-20, 20)).mean()
+
+
+def spo(batch: grolang.Batch) -> Tensor:
+    """Xie et al. (2024): r · A − |A| / (2ε) · (r − 1)², the batch's mean reward for a baseline."""
+    assert batch.logp is not None and batch.logp_old is not None
+    ratio = torch.exp(batch.logp - batch.logp_old)
+    advantage = (batch.scores["correct"] - batch.scores["correct"].mean())[:, None]
+    return -(ratio * advantage - advantage.abs() / (2 * 0.2) * (ratio - 1) ** 2)[batch.mask].mean()
+
+
 @pytest.mark.parametrize(
     ("loss", "params"),
-    [(topr, {}), (simper, {}), (icepop, {"beta": 0.0}), (high_entropy, {}), (qae, {}), (distill, {})],
+    [
+        (topr, {}),
+        (simper, {}),
+        (icepop, {"beta": 0.0}),
+        (high_entropy, {}),
+        (qae, {}),
+        (distill, {}),
+        (lipo, {}),
+        (luffy, {}),
+        (chi_po, {}),
+        (spo, {}),
+    ],
     ids=lambda given: getattr(given, "__name__", ""),
 )
 def test_the_file_has_the_gradient_of_the_published_loss(
