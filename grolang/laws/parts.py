@@ -46,15 +46,11 @@ def _of_row(losses: list[ir.Expr], method: MethodIR, book: Book, row: int) -> Ex
 
 def _of_pair(chosen: Expr, rejected: Expr, book: Book) -> Parts:
     """The push of both rows: of their sums of log-probs, or else of a measure that curves."""
-    measure = curved_measure(chosen, rejected, book)
     try:
-        found = joined(pushed(chosen, book), pushed(rejected, book), book)
+        return joined(pushed(chosen, book), pushed(rejected, book), book)
     except NoForm:
-        if measure is None:
+        if (measure := curved_measure(chosen, rejected, book)) is None:
             raise
-    else:
-        if found.plain or measure is None:
-            return found
     return joined(pushed(chosen, book, measure), pushed(rejected, book, measure), book)
 
 
