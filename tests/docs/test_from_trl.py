@@ -16,8 +16,9 @@ from grolang.runtime.settings import RunSettings
 from .tables import DOCS
 
 PAGE = (DOCS / "howto" / "from-trl.md").read_text(encoding="utf-8")
-#: arguments of a trainer or a model, not fields of a TRL configuration
-OTHERS = {"reward_funcs", "ref_model", "peft_config", "attn_implementation", "loss_type"}
+#: arguments of a trainer, a model or LoRA, not fields of a TRL configuration
+LORA = {"r", "lora_alpha", "lora_dropout", "target_modules"}
+OTHERS = {"reward_funcs", "ref_model", "peft_config", "attn_implementation", "loss_type"} | LORA
 
 
 def methods() -> list[tuple[str, str]]:
