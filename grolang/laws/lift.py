@@ -106,12 +106,9 @@ def _lifted(question: Question, method: MethodIR, source: Source, examples: int,
 
 def _draft(question: Question, method: MethodIR, book: Book, found: _Found, aggregate: str, curved: bool) -> Draft:
     penalty = added(row.text for row in found.left)
-    remarks = tuple(f"`{_short(row.text)}` stays a penalty: {row.why}." for row in found.left)
+    short = (row.text if len(row.text) <= 50 else row.text[:49] + "…" for row in found.left)
+    remarks = tuple(f"`{text}` stays a penalty: {row.why}." for text, row in zip(short, found.left))
     return Draft(question, method, book, found.parts, aggregate, penalty, remarks, curved)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 50 else text[:49] + "…"
 
 
 # --- which terms -----------------------------------------------------------------------------------------------

@@ -80,7 +80,6 @@ def _unbranched(omega: Expr) -> Expr:
     """k · (0 if C else y) as 0 if C else k · y."""
     for factor in sympy.Mul.make_args(omega):
         if str(factor.func) == "choose" and ZERO in factor.args[1:]:
-            condition, then, otherwise = factor.args
-            rest = omega / factor
-            return algebra.apply("choose", condition, rest * then, rest * otherwise)
+            condition, *branches = factor.args
+            return algebra.apply("choose", condition, *(omega / factor * branch for branch in branches))
     return omega

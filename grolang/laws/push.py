@@ -5,8 +5,7 @@ With S = Σ logp and R = Σ logp_ref over a completion's n tokens, take the loss
     −∂loss/∂S = β/n · sigmoid(−β·S/n + β·R/n)        and each token moves S by 1, its credit.
 
 The one place where S stands in a straight line is −β · distance with the distance S/n − R/n. So alpha is β, the
-measure S/n, the anchor R/n, and in z = alpha · distance omega is β·sigmoid(−z). The other 1/n is left to the
-aggregation.
+measure S/n, the anchor R/n, and in z = alpha · distance omega is β·sigmoid(−z). A mean over tokens takes the other 1/n.
 """
 
 from __future__ import annotations
@@ -193,8 +192,8 @@ def _is_own(term: Expr, book: Book) -> bool:
     if term.has(TOTAL, _MEASURE):
         return True
     words = book.words(term)
-    sums = all((found.word, found.axis) == ("sum", "tokens") for found in words)
-    return sums and bool(words or term.free_symbols & book.own)
+    made = bool(words or term.free_symbols & book.own)
+    return made and all((found.word, found.axis) == ("sum", "tokens") for found in words)
 
 
 # --- factors -------------------------------------------------------------------------------------------------------
