@@ -116,8 +116,9 @@ def _check_text(name: str, path: Path) -> None:
 
 
 def _read(name: str, path: Path) -> datasets.Dataset:
-    if (path / SAVED).is_file():
-        return datasets.load_from_disk(name)
+    for folder in (path, path / "train"):  # of a `Dataset`, and of a `DatasetDict`
+        if (folder / SAVED).is_file():
+            return datasets.load_from_disk(str(folder))
     if path.is_dir():
         return datasets.load_dataset(name, split="train")
     kind, options = _ending(path), dict[str, Any]()

@@ -232,6 +232,7 @@ def cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[_Guard]:
     seen: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda *_, **__: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,

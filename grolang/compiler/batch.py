@@ -80,12 +80,13 @@ class Batch:
     def flat(self) -> dict[str, Tensor]:
         """Every tensor under its field's name; a dot leads into a field: `scores.correct`, `mismatched.logp`."""
         found: dict[str, Tensor] = {}
-        for name, value in vars(self).items():
+        for name in _FIELDS:
+            value = getattr(self, name)
             if isinstance(value, Tensor):
                 found[name] = value
             elif value is not None:
                 inner = value.flat() if isinstance(value, Batch) else value
-                found |= {f"{name}.{key}": tensor for key, tensor in inner.items()}
+                found.update({f"{name}.{key}": tensor for key, tensor in inner.items()})
         return found
 
     @staticmethod
@@ -116,3 +117,6 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         return Batch.of({name: tensor.to(device) for name, tensor in self.flat().items()})
+
+
+_FIELDS = tuple(one.name for one in dataclasses.fields(Batch))  # torch.compile of 2.6 knows no other way to them
