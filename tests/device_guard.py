@@ -182,11 +182,8 @@ def _listed(index: Any) -> Any:
     return torch.tensor(index, device=DEVICE) if isinstance(index, list) else index
 
 
-_CUDA_ONLY: dict[Any, Callable[..., Any]] = {
-    getattr(aten.addmm, name): _addmm
-    for name in ("dtype_out",)
-    if hasattr(aten.addmm, name)  # newer builds of torch
-}
+ADDS_IN_FP32 = hasattr(aten.addmm, "dtype_out")  # torch 2.6 has no such products
+_CUDA_ONLY: dict[Any, Callable[..., Any]] = {aten.addmm.dtype_out: _addmm} if ADDS_IN_FP32 else {}
 
 
 def _interpreted(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
